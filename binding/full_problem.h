@@ -1,0 +1,90 @@
+// The part of a FullProblem that a call on tensors and a call on caches read alike.
+#ifndef LOWRANK_ATTENTION_BINDING_FULL_PROBLEM_H_
+#define LOWRANK_ATTENTION_BINDING_FULL_PROBLEM_H_
+
+#include <vector>
+
+#include "binding/operands.h"
+#include "core/full.h"
+
+namespace lowrank_attention {
+
+// What a FullProblem points to beside the caller's arrays.
+struct FullMemory {
+  std::vector<FullSequence> sequences;
+  std::vector<const void*> pages;
+  // Keeps cached pages alive while the call runs.
+  std::vector<std::shared_ptr<const void>> owners;
+};
+
+// Numbers shared by every call of the op, in this order; lib/full.ts writes them.
+struct FullNumbers {
+  enum : std::size_t {
+    kQueryType,
+    kOutputType,
+    kHeads,
+    kScale,
+    kSoftcap,
+    kLeft,   // keys seen before the query's own position; −1 is open
+    kRight,  // and after it
+    kMaskKind,
+    kMaskHeadStride,
+    kMaskQueryStride,
+    kCount
+  };
+};
+
+inline FullProblem readFullProblem(Operands& operands) {
+  FullProblem problem;
+  problem.queryType = operands.dataType(FullNumbers::kQueryType, "query");
+  problem.outputType = operands.dataType(FullNumbers::kOutputType, "out");
+  problem.heads = operands.extent(FullNumbers::kHeads, "query", 1);
+  problem.scale = static_cast<float>(operands.number(FullNumbers::kScale));
+  problem.softcap = static_cast<float>(operands.number(FullNumbers::kSoftcap));
+  const auto reach = [&](std::size_t index) {
+    return operands.number(index) < 0 ? FullProblem::kOpen
+                                      : minimum(operands.extent(index, "window"), FullProblem::kOpen);
+  };
+  problem.left = reach(FullNumbers::kLeft);
+  problem.right = reach(FullNumbers::kRight);
+  problem.maskKind = static_cast<MaskKind>(minimum(operands.extent(FullNumbers::kMaskKind, "mask"), 2));
+  problem.maskHeadStride = operands.extent(FullNumbers::kMaskHeadStride, "mask");
+  problem.maskQueryStride = operands.extent(FullNumbers::kMaskQueryStride, "mask");
+  return problem;
+}
+
+// A mask operand and the sequence's first element in it. `last` is the furthest element the sequence will read.
+inline const void* readMask(Operands& operands, const Array& array, const FullProblem& problem, Index first,
+                            const FullSequence& sequence) {
+  if (problem.maskKind == MaskKind::kNone) return nullptr;
+  const bool additive = problem.maskKind == MaskKind::kAdditive;
+  const std::size_t width = additive ? 4 : 1;
+  if (sequence.queries == 0 || sequence.keys == 0) return array.data;
+  const unsigned __int128 last =
+      static_cast<unsigned __int128>(first) +
+      static_cast<unsigned __int128>(problem.heads - 1) * static_cast<unsigned __int128>(problem.maskHeadStride) +
+      static_cast<unsigned __int128>(sequence.queries - 1) * static_cast<unsigned __int128>(problem.maskQueryStride) +
+      static_cast<unsigned __int128>(sequence.keys - 1);
+  if (!array.present || array.type != (additive ? napi_float32_array : napi_uint8_array) ||
+      array.bytes / width <= last) {
+    operands.fail("mask", "array changed since it was checked");
+    return nullptr;
+  }
+  return static_cast<const std::byte*>(array.data) + static_cast<std::size_t>(first) * width;
+}
+
+// Operations of the call: 2 per key and element of query and value, over the keys that rows may see.
+inline double operationsOf(const FullProblem& problem) {
+  double operations = 0;
+  for (Index s = 0; s < problem.sequenceCount; ++s) {
+    const FullSequence& sequence = problem.sequences[s];
+    const double seen = static_cast<double>(minimum(sequence.keys, problem.left + 1 + problem.right));
+    operations +=
+        2.0 * static_cast<double>(sequence.queries) * seen * static_cast<double>(problem.headDim + problem.valueDim);
+  }
+  return operations * static_cast<double>(problem.heads);
+}
+
+}  // namespace lowrank_attention
+
+#endif  // LOWRANK_ATTENTION_BINDING_FULL_PROBLEM_H_

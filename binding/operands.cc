@@ -1,0 +1,88 @@
+#include "binding/operands.h"
+
+#include <cmath>
+
+#include "binding/task.h"
+
+namespace lowrank_attention {
+
+Operands::Operands(const Napi::CallbackInfo& info, std::size_t operands, std::size_t numbers)
+    : env_(info.Env()), operands_(info[CallArguments::kOperands]) {
+  std::uint32_t count = 0;
+  if (napi_get_array_length(env_, operands_, &count) != napi_ok || count < operands) fail("operands", "wrong count");
+  const Array array = arrayOf(info[CallArguments::kNumbers]);
+  if (!array.present || array.type != napi_float64_array || array.bytes / sizeof(double) < numbers) {
+    fail("numbers", "wrong count");
+    return;
+  }
+  numbers_ = static_cast<const double*>(array.data);
+  numberCount_ = array.bytes / sizeof(double);
+}
+
+napi_value Operands::value(std::size_t index) const {
+  napi_value value = nullptr;
+  napi_get_element(env_, operands_, static_cast<std::uint32_t>(index), &value);
+  return value;
+}
+
+Array Operands::arrayOf(napi_value value) const {
+  Array array;
+  bool typed = false;
+  if (value == nullptr || napi_is_typedarray(env_, value, &typed) != napi_ok || !typed) return array;
+  std::size_t length = 0;
+  if (napi_get_typedarray_info(env_, value, &array.type, &length, &array.data, nullptr, nullptr) != napi_ok)
+    return array;
+  std::size_t width = 0;
+  switch (array.type) {
+    case napi_float32_array:
+    case napi_int32_array:
+      width = 4;
+      break;
+    case napi_float64_array:
+      width = 8;
+      break;
+    case napi_uint16_array:
+      width = 2;
+      break;
+    case napi_uint8_array:
+      width = 1;
+      break;
+    default:
+      return array;
+  }
+  array.bytes = length * width;
+  array.present = true;
+  return array;
+}
+
+Index Operands::extent(std::size_t index, const char* name, Index low) {
+  const double value = numbers_[index];
+  if (!(value >= static_cast<double>(low) && value <= kMaxExtent) || value != std::floor(value)) {
+    fail(name, "not a whole number in range");
+    return low;
+  }
+  return static_cast<Index>(value);
+}
+
+DataType Operands::dataType(std::size_t index, const char* name) {
+  const double value = numbers_[index];
+  if (value == 0) return DataType::kFloat32;
+  if (value == 1) return DataType::kFloat16;
+  if (value == 2) return DataType::kBfloat16;
+  fail(name, "unknown element type");
+  return DataType::kFloat32;
+}
+
+void* Operands::tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors) {
+  unsigned __int128 bytes = static_cast<unsigned __int128>(elementBytes(type));
+  for (const Index factor : factors) {
+    bytes *= static_cast<unsigned __int128>(factor);
+    // Saturates long before 128 bits overflow; zero stays zero.
+    if (bytes > (static_cast<unsigned __int128>(1) << 62)) bytes = static_cast<unsigned __int128>(1) << 62;
+  }
+  const napi_typedarray_type wanted = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
+  if (!array.present || array.type != wanted || array.bytes < bytes) fail(name, "array changed since it was checked");
+  return array.data;
+}
+
+}  // namespace lowrank_attention

@@ -1,0 +1,67 @@
+// Reading a call's operands and numbers. Checks for memory safety only: that every array is of the kind said and long
+// enough for what the kernel will touch. lib/ has already told the caller what is wrong in his own terms; a failure
+// here means that memory changed hands meanwhile, or a fault in lib/.
+#ifndef LOWRANK_ATTENTION_BINDING_OPERANDS_H_
+#define LOWRANK_ATTENTION_BINDING_OPERANDS_H_
+
+#include <napi.h>
+
+#include "core/types.h"
+
+namespace lowrank_attention {
+
+// A typed array of the caller, or none.
+struct Array {
+  void* data = nullptr;
+  std::size_t bytes = 0;
+  napi_typedarray_type type = napi_uint8_array;
+  bool present = false;
+};
+
+// Extents are at most this, so that products of three stay far from overflow in 128 bits and lengths fit a double.
+constexpr double kMaxExtent = 9007199254740992.0;  // 2^53
+
+class Operands {
+ public:
+  Operands(const Napi::CallbackInfo& info, std::size_t operands, std::size_t numbers);
+
+  bool ok() const { return status_.ok(); }
+  const Status& status() const { return status_; }
+  void fail(const char* argument, const char* detail) {
+    if (ok()) status_ = {Code::kArgument, argument, detail};
+  }
+
+  double number(std::size_t index) const { return numbers_[index]; }
+  std::size_t numberCount() const { return numberCount_; }
+  // A whole number in [low, 2^53].
+  Index extent(std::size_t index, const char* name, Index low = 0);
+  bool flag(std::size_t index) const { return numbers_[index] != 0; }
+  DataType dataType(std::size_t index, const char* name);
+
+  napi_value value(std::size_t index) const;
+  Array array(std::size_t index) const { return arrayOf(value(index)); }
+  Array arrayOf(napi_value value) const;
+
+  // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
+  void* tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors);
+  // The same for float32, uint8 or int32 operands that may be absent (null).
+  template <class T>
+  T* optional(std::size_t index, const char* name, napi_typedarray_type type, Index count) {
+    const Array array = this->array(index);
+    if (!array.present) return nullptr;
+    if (array.type != type || static_cast<Index>(array.bytes / sizeof(T)) < count)
+      fail(name, "array changed since it was checked");
+    return static_cast<T*>(array.data);
+  }
+
+ private:
+  napi_env env_;
+  napi_value operands_;
+  const double* numbers_ = nullptr;
+  std::size_t numberCount_ = 0;
+  Status status_;
+};
+
+}  // namespace lowrank_attention
+
+#endif  // LOWRANK_ATTENTION_BINDING_OPERANDS_H_

@@ -1,0 +1,22 @@
+// The addon's functions, one an op.
+#ifndef LOWRANK_ATTENTION_BINDING_OPS_H_
+#define LOWRANK_ATTENTION_BINDING_OPS_H_
+
+#include <napi.h>
+
+namespace lowrank_attention {
+
+Napi::Value convert(const Napi::CallbackInfo& info);
+Napi::Value full(const Napi::CallbackInfo& info);
+Napi::Value cached(const Napi::CallbackInfo& info);
+Napi::Value information(const Napi::CallbackInfo& info);
+Napi::Value matmul(const Napi::CallbackInfo& info);
+Napi::Value merge(const Napi::CallbackInfo& info);
+Napi::Value read(const Napi::CallbackInfo& info);
+
+// The class of cache handles.
+Napi::Function kvCacheClass(Napi::Env env);
+
+}  // namespace lowrank_attention
+
+#endif  // LOWRANK_ATTENTION_BINDING_OPS_H_

@@ -1,0 +1,53 @@
+// What a kernel may use while it runs: threads, scratch memory, and the wish of the caller to stop.
+#ifndef LOWRANK_ATTENTION_CORE_EXECUTION_H_
+#define LOWRANK_ATTENTION_CORE_EXECUTION_H_
+
+#include "core/types.h"
+
+namespace lowrank_attention {
+
+struct Execution {
+  using Body = void (*)(void* context, Index worker);
+
+  // Workers of this call, at least 1. A kernel indexes its scratch by worker.
+  Index threads = 1;
+  // Runs body(context, worker) for every worker in [0, workers), workers <= threads; returns when all are done.
+  void (*parallel)(void* pool, Index workers, Body body, void* context) = nullptr;
+  void* pool = nullptr;
+  // Scratch of at least the bytes the kernel's workspace formula asked for, 64-byte aligned.
+  std::byte* workspace = nullptr;
+  // Non-zero when the caller has given up; null when the call cannot be aborted.
+  const std::int32_t* abortFlag = nullptr;
+
+  bool aborted() const { return abortFlag != nullptr && __atomic_load_n(abortFlag, __ATOMIC_RELAXED) != 0; }
+};
+
+// Runs task(worker, unit) for every unit in [0, units). Workers take the next unit in ascending order, so putting
+// the longest units first keeps the threads finishing together. Stops handing out units once the call is aborted.
+template <class Task>
+LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& task) {
+  struct Shared {
+    const Execution& execution;
+    const Task& task;
+    Index units;
+    Index next;
+  } shared{execution, task, units, 0};
+  const auto body = [](void* context, Index worker) {
+    Shared& s = *static_cast<Shared*>(context);
+    for (;;) {
+      const Index unit = __atomic_fetch_add(&s.next, Index{1}, __ATOMIC_RELAXED);
+      if (unit >= s.units || s.execution.aborted()) return;
+      s.task(worker, unit);
+    }
+  };
+  const Index workers = minimum(execution.threads, units);
+  if (workers <= 1) {
+    body(&shared, 0);
+  } else {
+    execution.parallel(execution.pool, workers, body, &shared);
+  }
+}
+
+}  // namespace lowrank_attention
+
+#endif  // LOWRANK_ATTENTION_CORE_EXECUTION_H_

@@ -1,0 +1,207 @@
+// Flash forward: a panel of query rows walks over a range of keys in one pass and never holds more than one tile of
+// scores (Dao et al. 2022, arXiv 2205.14135; online softmax: Milakov & Gimelshein 2018, arXiv 1805.02867).
+//
+// For one tile of T keys and W query rows, with P = 2^(S − max):
+//   S [T][W]        = key tile [T][headDim] · query [headDim][W]
+//   output [dv][W]  = output·2^(old max − max) + value tileᵀ [dv][T] · P [T][W]
+// A lane is a query row. So keys and values are read as they lie, row-major, one scalar broadcast at a time; the
+// softmax runs down the columns with no sum across lanes; no head size needs a remainder loop; and a row's result
+// cannot depend on its neighbours.
+//
+// Cost: 2·keys·(headDim + valueDim) operations a row and one 2^x a score; a key or value tile is read once a panel.
+#ifndef LOWRANK_ATTENTION_CPU_FLASH_H_
+#define LOWRANK_ATTENTION_CPU_FLASH_H_
+
+#include "cpu/scores.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+// Scratch of one worker beside its panels.
+struct FlashScratch {
+  float* scores = nullptr;  // [kKeyTile][W]
+  float* mask = nullptr;    // [kKeyTile][W]
+  float* key = nullptr;     // [kKeyTile][headDim]
+  float* value = nullptr;   // [kKeyTile][valueDim]
+};
+
+LA_INLINE Index flashScratchFloats(const FullProblem& problem, Index width) {
+  return kKeyTile * (2 * width + roundUp(problem.headDim, 16) + roundUp(problem.valueDim, 16));
+}
+
+LA_INLINE FlashScratch placeFlashScratch(const FullProblem& problem, Index width, float* memory) {
+  FlashScratch scratch;
+  scratch.scores = memory;
+  scratch.mask = scratch.scores + kKeyTile * width;
+  scratch.key = scratch.mask + kKeyTile * width;
+  scratch.value = scratch.key + kKeyTile * roundUp(problem.headDim, 16);
+  return scratch;
+}
+
+// Rows of a tile as float32.
+struct TileRows {
+  const float* data;
+  Index rowStride;
+};
+
+// Rows [keys.begin, keys.end) of a head: where they lie if they are dense float32, else converted into `staging`.
+// Rows far apart in memory are copied too: at a stride of a large power of two they would share few cache sets.
+LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys,
+                            float* staging) {
+  const Index page = keys.begin / rows.pageRows;
+  const Index first = head * rows.headStride + (keys.begin - page * rows.pageRows) * rows.rowStride;
+  const void* source = elementAt(rows.pages[page], type, first);
+  if (type == DataType::kFloat32 && rows.rowStride == dim) return {static_cast<const float*>(source), dim};
+  for (Index j = 0; j < keys.end - keys.begin; ++j) {
+    convertRow(type, elementAt(source, type, j * rows.rowStride), DataType::kFloat32, staging + j * dim, dim);
+  }
+  return {staging, dim};
+}
+
+LA_INLINE bool allFinite(const TileRows& tile, Index count, Index dim) {
+  float sum = 0;  // 0·x is 0 for finite x, else NaN
+  for (Index j = 0; j < count; ++j) {
+    for (Index c = 0; c < dim; ++c) sum += 0.0f * tile.data[j * tile.rowStride + c];
+  }
+  return sum == 0;
+}
+
+// Turns scores into weights 2^(score − max) in place, updates rowMax and rowSum, and gives in `decay` the factor
+// 2^(old max − max) due to what was summed before. The weight of a hidden key (score −∞) is −0: zero in every sum,
+// yet told apart from a visible key whose weight underflowed.
+template <class Shape>
+LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float* decay, bool anyHidden) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr Index width = Shape::kWidth;
+  constexpr Index n = kLanes<D>;
+  const auto hidden = hn::Set(d, -kInfinity);
+  for (Index lane = 0; lane < width; lane += n) {
+    float* column = scores + lane;
+    const auto oldMax = hn::Load(d, panel.rowMax + lane);
+    auto max0 = oldMax, max1 = oldMax, max2 = oldMax, max3 = oldMax;
+    Index j = 0;
+    for (; j + 4 <= count; j += 4) {
+      max0 = hn::Max(max0, hn::Load(d, column + j * width));
+      max1 = hn::Max(max1, hn::Load(d, column + (j + 1) * width));
+      max2 = hn::Max(max2, hn::Load(d, column + (j + 2) * width));
+      max3 = hn::Max(max3, hn::Load(d, column + (j + 3) * width));
+    }
+    for (; j < count; ++j) max0 = hn::Max(max0, hn::Load(d, column + j * width));
+    const auto max = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+    // A row that has seen nothing yet: subtracting 0 instead of −∞ keeps −∞ − (−∞) out of the exponent.
+    const auto shift = hn::IfThenElse(hn::Eq(max, hidden), hn::Zero(d), max);
+    const auto factor = exp2NonPositive(d, hn::Sub(oldMax, shift));
+    const auto weigh = [&](Index row) {
+      const auto score = hn::Load(d, column + row * width);
+      const auto weight = exp2NonPositive(d, hn::Sub(score, shift));
+      hn::Store(weight, d, column + row * width);
+      return weight;
+    };
+    auto sum0 = hn::Mul(hn::Load(d, panel.rowSum + lane), factor);
+    auto sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
+    if (anyHidden) {
+      for (j = 0; j < count; ++j) {
+        const auto isHidden = hn::Eq(hn::Load(d, column + j * width), hidden);
+        const auto weight = weigh(j);
+        hn::Store(hn::IfThenElse(isHidden, hn::Set(d, -0.0f), weight), d, column + j * width);
+        sum0 = hn::Add(sum0, weight);
+      }
+    } else {
+      for (j = 0; j + 4 <= count; j += 4) {
+        sum0 = hn::Add(sum0, weigh(j));
+        sum1 = hn::Add(sum1, weigh(j + 1));
+        sum2 = hn::Add(sum2, weigh(j + 2));
+        sum3 = hn::Add(sum3, weigh(j + 3));
+      }
+      for (; j < count; ++j) sum0 = hn::Add(sum0, weigh(j));
+    }
+    hn::Store(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), d, panel.rowSum + lane);
+    hn::Store(max, d, panel.rowMax + lane);
+    hn::Store(factor, d, decay + lane);
+  }
+}
+
+// output += value tileᵀ · weights where hidden keys (weight −0) contribute nothing even if their values are NaN or
+// infinite, which a product with zero would turn into NaN. Slow; only for tiles that hold such values.
+template <class Shape>
+LA_INLINE void addVisibleValues(const FullProblem& problem, const Panel& panel, const TileRows& value, Index count,
+                                const float* weights, const float* decay) {
+  constexpr Index width = Shape::kWidth;
+  for (Index c = 0; c < problem.valueDim; ++c) {
+    for (Index lane = 0; lane < width; ++lane) {
+      float sum = panel.output[c * width + lane] * decay[lane];
+      for (Index j = 0; j < count; ++j) {
+        const float weight = weights[j * width + lane];
+        if (!__builtin_signbit(weight)) sum += weight * value.data[j * value.rowStride + c];
+      }
+      panel.output[c * width + lane] = sum;
+    }
+  }
+}
+
+// One tile of keys, all on one page, for one panel.
+template <class Shape>
+LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
+                         const TileRows& key, const TileRows& value, const FlashScratch& scratch) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr int kVecs = Shape::kVectors;
+  constexpr Index width = Shape::kWidth;
+  const Index count = keys.end - keys.begin;
+
+  forRowGroups<kMaxRows<kVecs>>(count, [&](Index first, auto rows) {
+    outerProduct<decltype(rows)::value, kVecs>(
+        d, key.data + first * key.rowStride, key.rowStride, 1, panel.query, width, problem.headDim,
+        [&](int, int) { return hn::Zero(d); },
+        [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, scratch.scores + (first + r) * width + v * kLanes<D>); });
+  });
+
+  const bool ragged = keys.begin < panel.common.begin || keys.end > panel.common.end;
+  const bool masked = problem.maskKind != MaskKind::kNone;
+  if (problem.softcap > 0) capScores<Shape>(problem, scratch.scores, count);
+  if (masked) maskScores<Shape>(problem, sequence, panel, keys, scratch.scores, scratch.mask);
+  if (ragged) hideScores<Shape>(problem, sequence, panel, keys, scratch.scores);
+
+  alignas(64) float decay[width];
+  softmaxTile<Shape>(panel, count, scratch.scores, decay, masked || ragged);
+
+  if ((masked || ragged) && !allFinite(value, count, problem.valueDim)) {
+    addVisibleValues<Shape>(problem, panel, value, count, scratch.scores, decay);
+    return;
+  }
+  forRowGroups<kMaxRows<kVecs>>(problem.valueDim, [&](Index first, auto rows) {
+    float* output = panel.output + first * width;
+    outerProduct<decltype(rows)::value, kVecs>(
+        d, value.data + first, 1, value.rowStride, scratch.scores, width, count,
+        [&](int r, int v) {
+          return hn::Mul(hn::Load(d, output + r * width + v * kLanes<D>), hn::Load(d, decay + v * kLanes<D>));
+        },
+        [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); });
+  });
+}
+
+// Walks all panels over keys [keys.begin, keys.end), tile by tile; keys.begin is a multiple of kKeyTile. Returns early,
+// with garbage in the panels, when the call is aborted.
+template <class Shape>
+LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequence, const Panel* panels,
+                            Index panelCount, KeyRange keys, const FlashScratch& scratch, const Execution& execution) {
+  for (Index tile = keys.begin / kKeyTile * kKeyTile; tile < keys.end; tile += kKeyTile) {
+    if (execution.aborted()) return;
+    const KeyRange range = {maximum(tile, keys.begin), minimum(tile + kKeyTile, keys.end)};
+    const Index kvHead = panels[0].kvHead;
+    const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, range, scratch.key);
+    const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, range, scratch.value);
+    for (Index p = 0; p < panelCount; ++p) {
+      const Panel& panel = panels[p];
+      const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
+      if (part.begin >= part.end) continue;
+      const Index skip = part.begin - range.begin;
+      flashTile<Shape>(problem, sequence, panel, part, {key.data + skip * key.rowStride, key.rowStride},
+                       {value.data + skip * value.rowStride, value.rowStride}, scratch);
+    }
+  }
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_FLASH_H_

@@ -1,0 +1,237 @@
+// Exact attention on the CPU: cuts a problem into units of work and runs them over the threads. See core/full.h for
+// the mathematics and cpu/flash.h for the loop.
+//
+// A unit is a block of query rows of one key/value head, over all keys or over one split of them:
+//   many rows: blocks of up to 128 rows walk over all their keys and write their output.
+//   few rows (decode): the keys are cut into splits; every split leaves its partial state (output, max, sum), and a
+//   second pass merges the splits in ascending order. Splits depend on the sequence's own key count alone, so neither
+//   the batch nor the number of threads can change a bit of the result.
+// Heads of one group (GQA) stand side by side as rows, so they share every key and value that is read.
+#ifndef LOWRANK_ATTENTION_CPU_FULL_H_
+#define LOWRANK_ATTENTION_CPU_FULL_H_
+
+#include "core/execution.h"
+#include "cpu/flash.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+using WidePanel = PanelShape<Full, 2>;
+
+// Calls body(PanelShape) with the narrowest panel that holds all rows, else the widest.
+template <class Body>
+LA_INLINE auto withPanelShape(Index rows, const Body& body) {
+  if (rows <= 4) return body(PanelShape<hn::CappedTag<float, 4>, 1>());
+  if constexpr (kLanes<Full> >= 8) {
+    if (rows <= 8) return body(PanelShape<hn::CappedTag<float, 8>, 1>());
+  }
+  if constexpr (kLanes<Full> >= 16) {
+    if (rows <= 16) return body(PanelShape<hn::CappedTag<float, 16>, 1>());
+  }
+  return body(WidePanel());
+}
+
+// How one sequence is cut. Lies in the workspace, one a sequence.
+struct SequencePlan {
+  Index rows = 0;   // query rows that share a key/value head
+  Index width = 0;  // of its panels
+  Index blockRows = 0;
+  Index blocks = 0;
+  Index splitKeys = 0;
+  Index splits = 0;
+  Index firstUnit = 0;   // units are ordered by block (the longest first), then head, then split
+  Index firstState = 0;  // floats into the split states
+};
+
+// More splits than this are merged for no gain; longer sequences get longer splits.
+constexpr Index kMaxSplits = 64;
+
+LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequence& sequence, Index threads) {
+  SequencePlan plan;
+  plan.rows = sequence.queries * (problem.heads / problem.kvHeads);
+  plan.width = withPanelShape(plan.rows, [](auto shape) { return decltype(shape)::kWidth; });
+  const bool split = plan.rows <= kSplitRows;
+  plan.splitKeys = split ? maximum(kSplitKeys, roundUp(divideUp(sequence.keys, kMaxSplits), kKeyTile)) : sequence.keys;
+  plan.splits = split ? maximum(1, divideUp(sequence.keys, plan.splitKeys)) : 1;
+  // 128 rows make reading keys and values cheap beside computing on them, as long as their panels stay in L2.
+  plan.blockRows = problem.headDim + problem.valueDim <= 256 ? 128 : 64;
+  // Short problems are cut finer, for the sake of the last thread to finish.
+  while (plan.blockRows > plan.width &&
+         problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) < 4 * threads) {
+    plan.blockRows = roundUp(plan.blockRows / 2, plan.width);
+  }
+  plan.blockRows = split ? maximum(plan.rows, 1) : roundUp(plan.blockRows, plan.width);
+  plan.blocks = divideUp(plan.rows, plan.blockRows);
+  return plan;
+}
+
+LA_INLINE Index splitStateFloats(const FullProblem& problem, const SequencePlan& plan) {
+  return divideUp(plan.blockRows, plan.width) * stateFloats(problem, plan.width);
+}
+
+// Where everything lies in the workspace: the plans, the states of all splits, then each worker's own scratch.
+struct FullWorkspace {
+  SequencePlan* plans = nullptr;
+  float* states = nullptr;
+  float* workers = nullptr;
+  Index workerFloats = 0;
+  Index units = 0;
+  std::size_t bytes = 0;
+};
+
+// The op's one workspace formula. Fills the plans if `memory` is not null.
+LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::byte* memory) {
+  FullWorkspace space;
+  Index states = 0;
+  space.plans = reinterpret_cast<SequencePlan*>(memory);
+  for (Index s = 0; s < problem.sequenceCount; ++s) {
+    SequencePlan plan = planSequence(problem, problem.sequences[s], threads);
+    plan.firstUnit = space.units;
+    plan.firstState = states;
+    space.units += problem.kvHeads * plan.blocks * plan.splits;
+    if (plan.splits > 1) states += problem.kvHeads * plan.splits * splitStateFloats(problem, plan);
+    const Index panels = divideUp(plan.blockRows, plan.width);
+    space.workerFloats =
+        maximum(space.workerFloats, panels * (problem.headDim * plan.width + stateFloats(problem, plan.width)) +
+                                        flashScratchFloats(problem, plan.width));
+    if (memory != nullptr) space.plans[s] = plan;
+  }
+  // Panels are counted in multiples of a vector, workers in multiples of a page, so that no two share a cache line.
+  space.workerFloats = roundUp(space.workerFloats, 1024);
+  const Index planBytes = roundUp(problem.sequenceCount * static_cast<Index>(sizeof(SequencePlan)), 64);
+  states = roundUp(states, 16);
+  if (memory != nullptr) {
+    space.states = reinterpret_cast<float*>(memory + planBytes);
+    space.workers = space.states + states;
+  }
+  space.bytes = static_cast<std::size_t>(planBytes + 4 * (states + threads * space.workerFloats));
+  return space;
+}
+
+// A block's panels. At most 128 rows, and no panel is narrower than the rows of a split demand.
+constexpr Index kMaxPanels = 32;
+
+struct Unit {
+  const FullProblem& problem;
+  const FullSequence& sequence;
+  const SequencePlan& plan;
+  Index block;
+  Index kvHead;
+};
+
+// Sets the panels' rows; their states follow one another from `state` on. Returns their number.
+template <class Shape>
+LA_INLINE Index placePanels(const Unit& unit, Panel* panels, float* state) {
+  constexpr Index width = Shape::kWidth;
+  const Index first = unit.block * unit.plan.blockRows;
+  const Index rows = minimum(unit.plan.blockRows, unit.plan.rows - first);
+  const Index count = divideUp(rows, width);
+  for (Index p = 0; p < count; ++p) {
+    panels[p].kvHead = unit.kvHead;
+    panels[p].firstRow = first + p * width;
+    panels[p].rows = minimum(width, rows - p * width);
+    placeState(unit.problem, panels[p], state + p * stateFloats(unit.problem, width), width);
+  }
+  return count;
+}
+
+template <class Shape>
+LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* memory, const Execution& execution) {
+  constexpr Index width = Shape::kWidth;
+  const FullProblem& problem = unit.problem;
+  const SequencePlan& plan = unit.plan;
+  const Index capacity = divideUp(plan.blockRows, width);
+  float* query = memory + flashScratchFloats(problem, width);
+  float* own = query + capacity * problem.headDim * width;
+  const bool partial = plan.splits > 1;
+  float* state =
+      partial ? states + plan.firstState + (unit.kvHead * plan.splits + split) * splitStateFloats(problem, plan) : own;
+  Panel panels[kMaxPanels];
+  const Index count = placePanels<Shape>(unit, panels, state);
+  KeyRange keys = {split * plan.splitKeys, minimum((split + 1) * plan.splitKeys, unit.sequence.keys)};
+  KeyRange seen = {FullProblem::kOpen, 0};
+  for (Index p = 0; p < count; ++p) {
+    panels[p].query = query + p * problem.headDim * width;
+    loadQueries<Shape>(problem, unit.sequence, panels[p]);
+    initState<Shape>(problem, panels[p], split == 0);
+    seen = {minimum(seen.begin, panels[p].seen.begin), maximum(seen.end, panels[p].seen.end)};
+  }
+  keys = {maximum(keys.begin, seen.begin / kKeyTile * kKeyTile), minimum(keys.end, seen.end)};
+  flashForward<Shape>(problem, unit.sequence, panels, count, keys, placeFlashScratch(problem, width, memory),
+                      execution);
+  if (partial || execution.aborted()) return;
+  for (Index p = 0; p < count; ++p) storeRows<Shape>(problem, unit.sequence, panels[p]);
+}
+
+// Merges the splits of one block into the first and writes the rows.
+template <class Shape>
+LA_INLINE void mergeBlock(const Unit& unit, float* states) {
+  const SequencePlan& plan = unit.plan;
+  const Index stride = splitStateFloats(unit.problem, plan);
+  float* first = states + plan.firstState + unit.kvHead * plan.splits * stride;
+  Panel into[kMaxPanels];
+  Panel from[kMaxPanels];
+  const Index count = placePanels<Shape>(unit, into, first);
+  for (Index split = 1; split < plan.splits; ++split) {
+    placePanels<Shape>(unit, from, first + split * stride);
+    for (Index p = 0; p < count; ++p) mergeState<Shape>(unit.problem, into[p], from[p]);
+  }
+  for (Index p = 0; p < count; ++p) storeRows<Shape>(unit.problem, unit.sequence, into[p]);
+}
+
+// Rows past a sequence's query length: zeros, and lse = −∞.
+LA_INLINE void clearPadding(const FullProblem& problem, const FullSequence& sequence) {
+  for (Index head = 0; head < problem.heads; ++head) {
+    for (Index row = sequence.queries; row < sequence.queryRows; ++row) {
+      const Index first = head * sequence.output.headStride + row * sequence.output.rowStride;
+      __builtin_memset(elementAt(sequence.output.data, problem.outputType, first), 0,
+                       static_cast<std::size_t>(problem.valueDim * elementBytes(problem.outputType)));
+      if (sequence.lse != nullptr) sequence.lse[head * sequence.queryRows + row] = -kInfinity;
+    }
+  }
+}
+
+static std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads) {
+  return layOut(problem, threads, nullptr).bytes;
+}
+
+static void runFull(const FullProblem& problem, const Execution& execution) {
+  const FullWorkspace space = layOut(problem, execution.threads, execution.workspace);
+  // The sequence a unit belongs to: the last one whose first unit is not beyond it.
+  const auto sequenceOf = [&](Index unit) {
+    Index low = 0;
+    for (Index high = problem.sequenceCount; high - low > 1;) {
+      const Index middle = (low + high) / 2;
+      (space.plans[middle].firstUnit <= unit ? low : high) = middle;
+    }
+    return low;
+  };
+  for (Index s = 0; s < problem.sequenceCount; ++s) clearPadding(problem, problem.sequences[s]);
+
+  Index splitSequences = 0;
+  for (Index s = 0; s < problem.sequenceCount; ++s) splitSequences += space.plans[s].splits > 1 ? 1 : 0;
+
+  forEachUnit(execution, space.units, [&](Index worker, Index index) {
+    const Index s = sequenceOf(index);
+    const SequencePlan& plan = space.plans[s];
+    const Index within = index - plan.firstUnit;
+    const Index perBlock = problem.kvHeads * plan.splits;
+    const Unit unit{problem, problem.sequences[s], plan, plan.blocks - 1 - within / perBlock,
+                    within % perBlock / plan.splits};
+    float* memory = space.workers + worker * space.workerFloats;
+    withPanelShape(plan.rows, [&](auto shape) {
+      runBlock<decltype(shape)>(unit, within % plan.splits, space.states, memory, execution);
+    });
+  });
+  if (splitSequences == 0 || execution.aborted()) return;
+  forEachUnit(execution, problem.sequenceCount * problem.kvHeads, [&](Index, Index index) {
+    const Index s = index / problem.kvHeads;
+    const SequencePlan& plan = space.plans[s];
+    if (plan.splits == 1) return;
+    const Unit unit{problem, problem.sequences[s], plan, 0, index % problem.kvHeads};
+    withPanelShape(plan.rows, [&](auto shape) { mergeBlock<decltype(shape)>(unit, space.states); });
+  });
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_FULL_H_

@@ -1,0 +1,108 @@
+// Matrix product on the CPU: C = A·B or A·Bᵀ in cache blocks (Goto & van de Geijn 2008, "Anatomy of high-performance
+// matrix multiplication").
+//
+// For a block of kDepth of the inner dimension, a strip of B is packed into panels [k][W] that lie in L2 and are
+// reused by all rows of a unit; rows of A are read where they lie, kMaxRows at a time, and broadcast.
+// A unit of work is (batch item, rows, columns) of C; its inner dimension is never split between threads, so the
+// result does not depend on their number.
+#ifndef LOWRANK_ATTENTION_CPU_MATMUL_H_
+#define LOWRANK_ATTENTION_CPU_MATMUL_H_
+
+#include "core/execution.h"
+#include "core/matmul.h"
+#include "cpu/microkernel.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+constexpr Index kMatmulWidth = 2 * kLanes<Full>;  // W
+constexpr Index kMatmulDepth = 256;               // inner dimension of a packed strip
+constexpr Index kMatmulColumns = 256;             // columns of a unit: the strip is 256 KiB
+constexpr Index kMatmulRows = 144;                // rows of a unit, a multiple of 6 and of 12
+
+// Scratch of one worker in floats: packed B, converted A, and C of the unit.
+LA_INLINE Index matmulWorkerFloats() {
+  return kMatmulDepth * kMatmulColumns + kMatmulRows * kMatmulDepth + kMatmulRows * kMatmulColumns;
+}
+
+static std::size_t matmulWorkspaceBytes(const MatmulProblem&, Index threads) {
+  return static_cast<std::size_t>(4 * threads * matmulWorkerFloats());
+}
+
+// panels[p][k][lane] = B[k0 + k][j0 + p·W + lane], zero beyond the last column.
+LA_INLINE void packColumns(const MatmulProblem& problem, const void* b, Index k0, Index depth, Index j0, Index columns,
+                           float* panels) {
+  constexpr Index width = kMatmulWidth;
+  for (Index p = 0; p < columns; p += width) {
+    float* panel = panels + p * kMatmulDepth;
+    const Index count = minimum(width, columns - p);
+    if (!problem.transposeB) {
+      for (Index k = 0; k < depth; ++k) {
+        const void* source = elementAt(b, problem.typeB, (k0 + k) * problem.n + j0 + p);
+        convertRow(problem.typeB, source, DataType::kFloat32, panel + k * width, count);
+        for (Index lane = count; lane < width; ++lane) panel[k * width + lane] = 0;
+      }
+      continue;
+    }
+    for (Index lane = 0; lane < width; ++lane) {
+      alignas(64) float row[kMatmulDepth];
+      if (lane < count) {
+        convertRow(problem.typeB, elementAt(b, problem.typeB, (j0 + p + lane) * problem.k + k0), DataType::kFloat32,
+                   row, depth);
+        for (Index k = 0; k < depth; ++k) panel[k * width + lane] = row[k];
+      } else {
+        for (Index k = 0; k < depth; ++k) panel[k * width + lane] = 0;
+      }
+    }
+  }
+}
+
+static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Index rows, Index j0, Index columns,
+                       float* memory) {
+  const Full d;
+  constexpr Index width = kMatmulWidth;
+  float* panels = memory;
+  float* rowsOfA = panels + kMatmulDepth * kMatmulColumns;
+  float* tile = rowsOfA + kMatmulRows * kMatmulDepth;  // [rows][paddedColumns]
+  const Index paddedColumns = roundUp(columns, width);
+  const void* a = elementAt(problem.a, problem.typeA, problem.offsetsA[batch] + i0 * problem.k);
+  const void* b = elementAt(problem.b, problem.typeB, problem.offsetsB[batch]);
+  for (Index i = 0; i < rows * paddedColumns; ++i) tile[i] = 0;
+  for (Index k0 = 0; k0 < problem.k; k0 += kMatmulDepth) {
+    const Index depth = minimum(kMatmulDepth, problem.k - k0);
+    packColumns(problem, b, k0, depth, j0, columns, panels);
+    for (Index i = 0; i < rows; ++i) {
+      convertRow(problem.typeA, elementAt(a, problem.typeA, i * problem.k + k0), DataType::kFloat32,
+                 rowsOfA + i * kMatmulDepth, depth);
+    }
+    for (Index p = 0; p < paddedColumns; p += width) {
+      forRowGroups<kMaxRows<2>>(rows, [&](Index first, auto size) {
+        float* out = tile + first * paddedColumns + p;
+        outerProduct<decltype(size)::value, 2>(
+            d, rowsOfA + first * kMatmulDepth, kMatmulDepth, 1, panels + p * kMatmulDepth, width, depth,
+            [&](int r, int v) { return hn::Load(d, out + r * paddedColumns + v * kLanes<Full>); },
+            [&](int r, int v, Vec<Full> sum) { hn::Store(sum, d, out + r * paddedColumns + v * kLanes<Full>); });
+      });
+    }
+  }
+  for (Index i = 0; i < rows; ++i) {
+    convertRow(DataType::kFloat32, tile + i * paddedColumns, problem.typeC,
+               elementAt(problem.c, problem.typeC, (batch * problem.m + i0 + i) * problem.n + j0), columns);
+  }
+}
+
+static void runMatmul(const MatmulProblem& problem, const Execution& execution) {
+  const Index rowUnits = divideUp(problem.m, kMatmulRows);
+  const Index columnUnits = divideUp(problem.n, kMatmulColumns);
+  const Index perItem = rowUnits * columnUnits;
+  forEachUnit(execution, problem.batch * perItem, [&](Index worker, Index unit) {
+    const Index i0 = unit % perItem / columnUnits * kMatmulRows;
+    const Index j0 = unit % columnUnits * kMatmulColumns;
+    matmulUnit(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0,
+               minimum(kMatmulColumns, problem.n - j0),
+               reinterpret_cast<float*>(execution.workspace) + worker * matmulWorkerFloats());
+  });
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_MATMUL_H_

@@ -1,0 +1,150 @@
+// A panel: W query rows that share one key/value head, one row a lane.
+#ifndef LOWRANK_ATTENTION_CPU_PANEL_H_
+#define LOWRANK_ATTENTION_CPU_PANEL_H_
+
+#include <cmath>
+
+#include "core/full.h"
+#include "cpu/math.h"
+#include "cpu/microkernel.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+inline constexpr float kInfinity = __builtin_inff();
+
+// W = lanes(D)·kVecs query rows.
+template <class D, int kVecs>
+struct PanelShape {
+  using Tag = D;
+  static constexpr int kVectors = kVecs;
+  static constexpr Index kWidth = kLanes<D> * kVecs;
+};
+
+struct Panel {
+  Index kvHead = 0;
+  Index firstRow = 0;       // row r is query r / group of head kvHead·group + r % group
+  Index rows = 0;           // at most W; the other lanes compute on zeros and are dropped
+  KeyRange seen;            // union of what the rows may see
+  KeyRange common;          // what every row may see
+  float* query = nullptr;   // [headDim][W], scaled so that scores come out in units of log2 (see `scaleOfQuery`)
+  float* output = nullptr;  // [valueDim][W] Σ 2^(score − rowMax)·value
+  float* rowMax = nullptr;  // [W] log2 units; −∞ before the first visible key
+  float* rowSum = nullptr;  // [W] Σ 2^(score − rowMax)
+};
+
+// Floats of a panel's state: output, rowMax, rowSum.
+LA_INLINE Index stateFloats(const FullProblem& problem, Index width) { return (problem.valueDim + 2) * width; }
+
+LA_INLINE void placeState(const FullProblem& problem, Panel& panel, float* state, Index width) {
+  panel.output = state;
+  panel.rowMax = state + problem.valueDim * width;
+  panel.rowSum = panel.rowMax + width;
+}
+
+struct RowPlace {
+  Index query;
+  Index head;
+};
+
+LA_INLINE RowPlace placeOfRow(const FullProblem& problem, Index kvHead, Index row) {
+  const Index group = problem.heads / problem.kvHeads;
+  return {row / group, kvHead * group + row % group};
+}
+
+LA_INLINE float scaleOfQuery(const FullProblem& problem) {
+  return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+}
+
+// Fills panel.query and the visible ranges for panel.rows rows from panel.firstRow on.
+template <class Shape>
+LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& sequence, Panel& panel) {
+  constexpr Index width = Shape::kWidth;
+  constexpr Index kChunk = 64;
+  panel.seen = {FullProblem::kOpen, 0};
+  panel.common = {0, FullProblem::kOpen};
+  const float scale = scaleOfQuery(problem);
+  for (Index lane = 0; lane < width; ++lane) {
+    if (lane >= panel.rows) {
+      for (Index c = 0; c < problem.headDim; ++c) panel.query[c * width + lane] = 0;
+      continue;
+    }
+    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane);
+    const KeyRange seen = visibleKeys(problem, sequence, query);
+    panel.seen = {minimum(panel.seen.begin, seen.begin), maximum(panel.seen.end, seen.end)};
+    panel.common = {maximum(panel.common.begin, seen.begin), minimum(panel.common.end, seen.end)};
+    const Index first = head * sequence.query.headStride + query * sequence.query.rowStride;
+    for (Index c0 = 0; c0 < problem.headDim; c0 += kChunk) {
+      const Index count = minimum(kChunk, problem.headDim - c0);
+      float chunk[kChunk];
+      convertRow(problem.queryType, elementAt(sequence.query.data, problem.queryType, first + c0), DataType::kFloat32,
+                 chunk, count);
+      for (Index c = 0; c < count; ++c) panel.query[(c0 + c) * width + lane] = chunk[c] * scale;
+    }
+  }
+}
+
+// The state before any key: a sink is one more logit, seen by every row, whose value is zero.
+template <class Shape>
+LA_INLINE void initState(const FullProblem& problem, const Panel& panel, bool withSink) {
+  constexpr Index width = Shape::kWidth;
+  for (Index i = 0; i < problem.valueDim * width; ++i) panel.output[i] = 0;
+  for (Index lane = 0; lane < width; ++lane) {
+    float logit = -kInfinity;
+    if (withSink && problem.sinks != nullptr && lane < panel.rows) {
+      logit = problem.sinks[placeOfRow(problem, panel.kvHead, panel.firstRow + lane).head] * kLog2E;
+    }
+    panel.rowMax[lane] = logit;
+    panel.rowSum[lane] = logit == -kInfinity ? 0.0f : 1.0f;
+  }
+}
+
+// Adds the state of a later key range to that of an earlier one: both are brought to the larger maximum.
+template <class Shape>
+LA_INLINE void mergeState(const FullProblem& problem, const Panel& into, const Panel& from) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr Index width = Shape::kWidth;
+  for (Index lane = 0; lane < width; lane += kLanes<D>) {
+    const auto maxA = hn::Load(d, into.rowMax + lane);
+    const auto maxB = hn::Load(d, from.rowMax + lane);
+    const auto max = hn::Max(maxA, maxB);
+    // Two empty states would give −∞ − (−∞); with 0 in place of the maximum both factors are 0, as are the sums.
+    const auto safe = hn::IfThenElse(hn::Eq(max, hn::Set(d, -kInfinity)), hn::Zero(d), max);
+    const auto factorA = exp2NonPositive(d, hn::Sub(maxA, safe));
+    const auto factorB = exp2NonPositive(d, hn::Sub(maxB, safe));
+    const auto combine = [&](float* a, const float* b) {
+      hn::Store(hn::MulAdd(hn::Load(d, b), factorB, hn::Mul(hn::Load(d, a), factorA)), d, a);
+    };
+    combine(into.rowSum + lane, from.rowSum + lane);
+    for (Index c = 0; c < problem.valueDim; ++c)
+      combine(into.output + c * width + lane, from.output + c * width + lane);
+    hn::Store(max, d, into.rowMax + lane);
+  }
+}
+
+// Writes output / rowSum and lse = ln Σ e^score of every row. A row that saw no key gives zeros.
+template <class Shape>
+LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequence, const Panel& panel) {
+  constexpr Index width = Shape::kWidth;
+  constexpr Index kChunk = 64;
+  for (Index lane = 0; lane < panel.rows; ++lane) {
+    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane);
+    const float sum = panel.rowSum[lane];
+    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
+    const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
+    for (Index c0 = 0; c0 < problem.valueDim; c0 += kChunk) {
+      const Index count = minimum(kChunk, problem.valueDim - c0);
+      float chunk[kChunk];
+      for (Index c = 0; c < count; ++c) chunk[c] = panel.output[(c0 + c) * width + lane] * inverse;
+      convertRow(DataType::kFloat32, chunk, problem.outputType,
+                 elementAt(sequence.output.data, problem.outputType, first + c0), count);
+    }
+    if (sequence.lse != nullptr) {
+      sequence.lse[head * sequence.queryRows + query] = kLn2 * (panel.rowMax[lane] + ::log2f(sum));
+    }
+  }
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_PANEL_H_

@@ -1,0 +1,79 @@
+// What happens to a tile of scores between query·key and the softmax: soft cap, additive mask, hidden keys.
+#ifndef LOWRANK_ATTENTION_CPU_SCORES_H_
+#define LOWRANK_ATTENTION_CPU_SCORES_H_
+
+#include "cpu/panel.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+// scores[j] ← log2(e)·softcap·tanh(scores[j]); the query was scaled by scale / softcap.
+template <class Shape>
+LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count) {
+  using D = typename Shape::Tag;
+  const D d;
+  const auto cap = hn::Set(d, problem.softcap * kLog2E);
+  for (Index i = 0; i < count * Shape::kWidth; i += kLanes<D>) {
+    hn::Store(hn::Mul(cap, tanh(d, hn::Load(d, scores + i))), d, scores + i);
+  }
+}
+
+// Adds the mask of keys [keys.begin, keys.end); a key hidden by a boolean or by −∞ gets the score −∞ whatever it was,
+// so that NaN behind a mask stays behind it. `scratch` holds one tile of scores.
+template <class Shape>
+LA_INLINE void maskScores(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
+                          float* scores, float* scratch) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr Index width = Shape::kWidth;
+  const Index count = keys.end - keys.begin;
+  for (Index lane = 0; lane < width; ++lane) {
+    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + minimum(lane, panel.rows - 1));
+    const Index first = head * problem.maskHeadStride + query * problem.maskQueryStride + keys.begin;
+    if (problem.maskKind == MaskKind::kBool) {
+      const std::uint8_t* row = static_cast<const std::uint8_t*>(sequence.mask) + first;
+      for (Index j = 0; j < count; ++j) scratch[j * width + lane] = row[j] != 0 ? 0.0f : -kInfinity;
+    } else {
+      const float* row = static_cast<const float*>(sequence.mask) + first;
+      for (Index j = 0; j < count; ++j) scratch[j * width + lane] = row[j] * kLog2E;
+    }
+  }
+  const auto hidden = hn::Set(d, -kInfinity);
+  for (Index i = 0; i < count * width; i += kLanes<D>) {
+    const auto mask = hn::Load(d, scratch + i);
+    const auto sum = hn::Add(hn::Load(d, scores + i), mask);
+    hn::Store(hn::IfThenElse(hn::Eq(mask, hidden), hidden, sum), d, scores + i);
+  }
+}
+
+// Gives −∞ to the keys of the tile that causality, the window or the sequence's end hide from a row. Keys inside
+// panel.common are left alone.
+template <class Shape>
+LA_INLINE void hideScores(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
+                          float* scores) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr Index width = Shape::kWidth;
+  alignas(64) float begin[width];
+  alignas(64) float end[width];
+  for (Index lane = 0; lane < width; ++lane) {
+    const auto place = placeOfRow(problem, panel.kvHead, panel.firstRow + minimum(lane, panel.rows - 1));
+    const KeyRange seen = visibleKeys(problem, sequence, place.query);
+    begin[lane] = static_cast<float>(minimum(maximum(seen.begin - keys.begin, 0), kKeyTile));
+    end[lane] = static_cast<float>(minimum(maximum(seen.end - keys.begin, 0), kKeyTile));
+  }
+  const auto hidden = hn::Set(d, -kInfinity);
+  for (Index j = 0; j < keys.end - keys.begin; ++j) {
+    if (keys.begin + j >= panel.common.begin && keys.begin + j < panel.common.end) continue;
+    const auto position = hn::Set(d, static_cast<float>(j));
+    for (Index lane = 0; lane < width; lane += kLanes<D>) {
+      const auto inside =
+          hn::And(hn::Ge(position, hn::Load(d, begin + lane)), hn::Lt(position, hn::Load(d, end + lane)));
+      float* score = scores + j * width + lane;
+      hn::Store(hn::IfThenElse(inside, hn::Load(d, score), hidden), d, score);
+    }
+  }
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_SCORES_H_

@@ -1,0 +1,173 @@
+import { types } from 'node:util';
+
+import type { CallOptions } from './call';
+import { callOptionNames, checkFlag } from './call';
+import { checkDims, checkFinite, checkInteger, checkMemory } from './check';
+import { expected } from './errors';
+import type { MaskTensor } from './tensor';
+
+/** Axis order of queries, keys, values and outputs: `[batch, heads, length, dim]` or `[batch, length, heads, dim]`. */
+export type Layout = 'bhld' | 'blhd';
+
+/** What exact attention computes, whether keys and values come as tensors or from a cache. */
+export interface ScoreOptions {
+  /** Multiplies q·k before everything else. Any finite number. Default 1/√headDim. */
+  readonly scale?: number;
+  /** Axis order of the tensors of this call. Masks and `lse` are `[batch, heads, …]` always. Default `'bhld'`. */
+  readonly layout?: Layout;
+  /** Query i sees keys j ≤ i + offset. Default false for tensors, true for caches. */
+  readonly causal?: boolean;
+  /**
+   * Key position of query 0, for `causal` and `window`. Any whole number.
+   * Default: the last query stands at the last valid key, of each sequence for itself.
+   */
+  readonly queryOffset?: number;
+  /**
+   * Numbers of keys seen before and after the query's own position, which is always seen itself. Each a whole number
+   * ≥ 0 or `Infinity`. Default both `Infinity`.
+   */
+  readonly window?: readonly [left: number, right: number];
+  /**
+   * `'bool'` (1 = may see) or additive `'float32'` in natural-log units (−∞ hides). Rank 2 to 4, aligned at the last
+   * axis with `[batch, heads, queries, keys]`; every axis but the last may be 1 or missing. A key that a mask hides
+   * contributes nothing, even if its key or value is NaN.
+   */
+  readonly mask?: MaskTensor;
+  /** s ← softcap·tanh(s/softcap) after `scale`, before masks (Gemma 2, arXiv 2408.00118). > 0; 0 = off. Default off. */
+  readonly softcap?: number;
+  /**
+   * One logit a query head that takes part in the softmax denominator and has no value (attention sinks, arXiv
+   * 2309.17453). `lse` counts it in. Length heads.
+   */
+  readonly sinks?: Float32Array | readonly number[];
+}
+
+/** Options of exact attention over tensors. */
+export interface AttentionOptions extends CallOptions, ScoreOptions {
+  /** Valid keys of each sequence, 0 to keys; the rest is padding and never read. Default all. */
+  readonly keyLengths?: readonly number[] | Int32Array;
+  /** Valid queries of each sequence; output rows past them are zero, `lse` −∞. Default all. */
+  readonly queryLengths?: readonly number[] | Int32Array;
+}
+
+export const scoreOptionNames = [
+  'scale',
+  'layout',
+  'causal',
+  'queryOffset',
+  'window',
+  'mask',
+  'softcap',
+  'sinks',
+] as const;
+export const attentionOptionNames: ReadonlySet<string> = new Set([
+  ...callOptionNames,
+  ...scoreOptionNames,
+  'keyLengths',
+  'queryLengths',
+]);
+
+/** Masks as numbers: kinds of core/full.h. */
+const maskKinds = { none: 0, bool: 1, float32: 2 } as const;
+
+interface CheckedMask {
+  readonly kind: number;
+  readonly data: Uint8Array | Float32Array | null;
+  readonly batchStride: number;
+  readonly headStride: number;
+  readonly queryStride: number;
+}
+
+const noMask: CheckedMask = { kind: maskKinds.none, data: null, batchStride: 0, headStride: 0, queryStride: 0 };
+
+/** Checks a mask against the scores' dims [batch, heads, queries, keys]; strides of broadcast axes are 0. */
+export function checkMask(mask: unknown, scores: readonly [number, number, number, number]): CheckedMask {
+  if (mask === undefined) return noMask;
+  if (typeof mask !== 'object' || mask === null)
+    throw expected('ERR_TYPE', 'mask', 'a tensor { data, dims, type }', mask);
+  const { data, dims, type } = mask as MaskTensor;
+  if (type !== 'bool' && type !== 'float32') throw expected('ERR_TYPE', 'mask', "type 'bool' or 'float32'", type);
+  if (type === 'bool' ? !types.isUint8Array(data) : !types.isFloat32Array(data)) {
+    throw expected(
+      'ERR_TYPE',
+      'mask',
+      type === 'bool' ? "a Uint8Array for type 'bool'" : "a Float32Array for type 'float32'",
+      data,
+    );
+  }
+  checkDims('mask', dims);
+  const missing = 4 - dims.length;
+  const shape = `dims that broadcast to [${scores.join(', ')}], the last one ${scores[3]}`;
+  if (missing < 0 || missing > 2) throw expected('ERR_SHAPE', 'mask', `${shape} (rank 2 to 4)`, dims);
+  const extents = scores.map((_, axis) => (axis < missing ? 1 : (dims[axis - missing] as number)));
+  for (let axis = 0; axis < 4; axis++) {
+    if (extents[axis] !== scores[axis] && (axis === 3 || extents[axis] !== 1))
+      throw expected('ERR_SHAPE', 'mask', shape, dims);
+  }
+  const [batch, heads, queries, keys] = extents as [number, number, number, number];
+  if (data.length !== batch * heads * queries * keys) {
+    throw expected(
+      'ERR_SHAPE',
+      'mask',
+      `${batch * heads * queries * keys} elements for dims [${dims.join(', ')}]`,
+      data.length,
+    );
+  }
+  checkMemory('mask', data);
+  return {
+    kind: maskKinds[type],
+    data,
+    batchStride: batch === 1 ? 0 : heads * queries * keys,
+    headStride: heads === 1 ? 0 : queries * keys,
+    queryStride: queries === 1 ? 0 : keys,
+  };
+}
+
+/** Keys seen on each side of the query's own position, −1 for all: `causal` and `window` in one. */
+export function checkReach(
+  { causal, window }: ScoreOptions,
+  causalByDefault: boolean,
+): readonly [left: number, right: number] {
+  const isCausal = causal === undefined ? causalByDefault : checkFlag('causal', causal);
+  let left = -1;
+  let right = -1;
+  if (window !== undefined) {
+    if (!Array.isArray(window) || window.length !== 2)
+      throw expected('ERR_ARGUMENT', 'window', '[left, right]', window);
+    const side = (value: unknown, index: number): number =>
+      value === Infinity ? -1 : checkInteger(`window[${index}]`, value, 0);
+    left = side(window[0], 0);
+    right = side(window[1], 1);
+  }
+  return [left, isCausal ? 0 : right];
+}
+
+/** Key position of query 0, NaN for the default alignment. */
+export function checkOffset(offset: unknown): number {
+  const far = 2 ** 47;
+  return offset === undefined ? NaN : checkInteger('queryOffset', offset, -far, far);
+}
+
+export function checkScale(scale: unknown, headDim: number): number {
+  return scale === undefined ? 1 / Math.sqrt(headDim) : checkFinite('scale', scale);
+}
+
+export function checkSoftcap(softcap: unknown): number {
+  return softcap === undefined ? 0 : checkFinite('softcap', softcap, 0);
+}
+
+export function checkSinks(sinks: unknown, heads: number): Float32Array | null {
+  if (sinks === undefined) return null;
+  const list = Array.isArray(sinks) || types.isFloat32Array(sinks) ? (sinks as ArrayLike<number>) : undefined;
+  if (list === undefined || list.length !== heads)
+    throw expected('ERR_SHAPE', 'sinks', `${heads} numbers (one a query head)`, sinks);
+  const result = new Float32Array(heads);
+  for (let head = 0; head < heads; head++) {
+    const logit = list[head];
+    if (typeof logit !== 'number' || Number.isNaN(logit) || logit === Infinity) {
+      throw expected('ERR_ARGUMENT', `sinks[${head}]`, 'a number below infinity', logit);
+    }
+    result[head] = logit;
+  }
+  return result;
+}

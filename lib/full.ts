@@ -1,0 +1,142 @@
+import { type Call, checkLayout, runAsync, runSync } from './call';
+import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
+import { expected } from './errors';
+import {
+  type AttentionOptions,
+  attentionOptionNames,
+  checkMask,
+  checkOffset,
+  checkReach,
+  checkScale,
+  checkSinks,
+  checkSoftcap,
+} from './full-options';
+import { addon, typeNumbers } from './native';
+import { allocate, type Tensor, type TensorOf } from './tensor';
+
+/** Attention together with the natural logarithm of each row's softmax denominator. */
+export interface AttentionWithLse {
+  /** `[batch, heads, length, valueDim]` in the call's layout. */
+  readonly output: Tensor;
+  /** `[batch, heads, length]`: ln Σⱼ exp(scoreⱼ); −∞ for a row that sees no key. */
+  readonly lse: TensorOf<'float32'>;
+}
+
+/**
+ * Exact attention, softmax(scale·QKᵀ + mask)·V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), on a worker thread.
+ *
+ * Query heads may be a multiple of key/value heads (GQA, MQA), and the value's head size may differ from the key's.
+ * A row that may see no key gives zeros, never NaN. NaN and infinities in visible inputs give what IEEE arithmetic gives.
+ * The result is the same, bit for bit, whatever stands beside a sequence in its batch and however many threads run.
+ * Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
+ *
+ * @param q `[batch, heads, queries, headDim]`
+ * @param k `[batch, kvHeads, keys, headDim]`, heads a multiple of kvHeads
+ * @param v `[batch, kvHeads, keys, valueDim]`, of k's type
+ * @returns `[batch, heads, queries, valueDim]` of q's type
+ * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
+ */
+export async function attention(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Promise<Tensor> {
+  return (await runAsync(attention, () => prepare(q, k, v, options, false))).output;
+}
+
+/** {@link attention} on the calling thread. */
+export function attentionSync(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Tensor {
+  return runSync(attentionSync, () => prepare(q, k, v, options, false)).output;
+}
+
+/** {@link attention} that also returns each row's log-sum-exp, so that parts can be merged with `mergeAttention`. */
+export async function attentionWithLse(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  options?: AttentionOptions,
+): Promise<AttentionWithLse> {
+  return await runAsync(attentionWithLse, () => prepare(q, k, v, options, true));
+}
+
+/** {@link attentionWithLse} on the calling thread. */
+export function attentionWithLseSync(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): AttentionWithLse {
+  return runSync(attentionWithLseSync, () => prepare(q, k, v, options, true));
+}
+
+function prepare(
+  q: Tensor,
+  k: Tensor,
+  v: Tensor,
+  given: AttentionOptions | undefined,
+  withLse: boolean,
+): Call<AttentionWithLse> {
+  const query = checkTensor('q', q, 4);
+  const key = checkTensor('k', k, 4);
+  const value = checkTensor('v', v, 4);
+  const options: AttentionOptions = checkOptions('options', given, attentionOptionNames);
+  const rowsBeforeHeads = checkLayout(options.layout);
+  const [headAxis, rowAxis] = rowsBeforeHeads ? [2, 1] : [1, 2];
+  const extent = (operand: Operand, axis: number): number => operand.dims[axis] as number;
+
+  const batch = extent(query, 0);
+  const heads = extent(query, headAxis);
+  const queries = extent(query, rowAxis);
+  const headDim = extent(query, 3);
+  const kvHeads = extent(key, headAxis);
+  const keys = extent(key, rowAxis);
+  const valueDim = extent(value, 3);
+  if (heads === 0 || headDim === 0) throw expected('ERR_SHAPE', 'q', 'at least one head of size >= 1', query.dims);
+  if (valueDim === 0) throw expected('ERR_SHAPE', 'v', 'a head size >= 1', value.dims);
+  if (extent(key, 0) !== batch) throw expected('ERR_SHAPE', 'k', `batch ${batch} as in \`q\``, key.dims);
+  if (extent(key, 3) !== headDim) throw expected('ERR_SHAPE', 'k', `head size ${headDim} as in \`q\``, key.dims);
+  if (kvHeads === 0 || heads % kvHeads !== 0) {
+    throw expected('ERR_SHAPE', 'k', `a number of heads that divides the ${heads} of \`q\``, key.dims);
+  }
+  if (extent(value, 0) !== batch || extent(value, headAxis) !== kvHeads || extent(value, rowAxis) !== keys) {
+    throw expected('ERR_SHAPE', 'v', `batch ${batch}, ${kvHeads} heads and ${keys} rows as in \`k\``, value.dims);
+  }
+  if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
+
+  const [left, right] = checkReach(options, false);
+  const mask = checkMask(options.mask, [batch, heads, queries, keys]);
+  const outDims = rowsBeforeHeads ? [batch, queries, heads, valueDim] : [batch, heads, queries, valueDim];
+  const inputs = [query.data, key.data, value.data, mask.data];
+  const output =
+    options.out === undefined ? (allocate(outDims, query.type) as Operand) : checkOut(options.out, outDims, inputs);
+  const lse = withLse ? allocate([batch, heads, queries], 'float32') : null;
+  return {
+    op: addon.full,
+    operands: [
+      query.data,
+      key.data,
+      value.data,
+      output.data,
+      lse?.data ?? null,
+      mask.data,
+      checkSinks(options.sinks, heads),
+      options.queryLengths === undefined ? null : checkLengths('queryLengths', options.queryLengths, batch, queries),
+      options.keyLengths === undefined ? null : checkLengths('keyLengths', options.keyLengths, batch, keys),
+    ],
+    numbers: Float64Array.of(
+      typeNumbers[query.type],
+      typeNumbers[output.type],
+      heads,
+      checkScale(options.scale, headDim),
+      checkSoftcap(options.softcap),
+      left,
+      right,
+      mask.kind,
+      mask.headStride,
+      mask.queryStride,
+      typeNumbers[key.type],
+      batch,
+      kvHeads,
+      queries,
+      keys,
+      headDim,
+      valueDim,
+      rowsBeforeHeads ? 1 : 0,
+      checkOffset(options.queryOffset),
+      mask.batchStride,
+    ),
+    options,
+    result: { output: options.out ?? (output as Tensor), lse: lse as TensorOf<'float32'> },
+  };
+}

@@ -1,0 +1,104 @@
+import { type Call, type CallOptions, callOptionNames, checkFlag, runAsync, runSync } from './call';
+import { checkOptions, checkOut, checkTensor, type Operand } from './check';
+import { expected } from './errors';
+import { addon, typeNumbers } from './native';
+import { allocate, type Tensor } from './tensor';
+
+/** Options of {@link matmul}. */
+export interface MatmulOptions extends CallOptions {
+  /** Read `b` as `[…, n, k]` and multiply by its transpose. Default false. */
+  readonly transposeB?: boolean;
+}
+
+const optionNames: ReadonlySet<string> = new Set([...callOptionNames, 'transposeB']);
+
+/**
+ * Matrix product of the last two axes, on a worker thread. Leading axes broadcast against each other as in numpy.
+ *
+ * @param a `[…, m, k]`
+ * @param b `[…, k, n]`, or `[…, n, k]` with `transposeB`
+ * @returns `[…, m, n]` of a's type; sums are accumulated in float32
+ * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
+ */
+export async function matmul(a: Tensor, b: Tensor, options?: MatmulOptions): Promise<Tensor> {
+  return await runAsync(matmul, () => prepare(a, b, options));
+}
+
+/** {@link matmul} on the calling thread. */
+export function matmulSync(a: Tensor, b: Tensor, options?: MatmulOptions): Tensor {
+  return runSync(matmulSync, () => prepare(a, b, options));
+}
+
+function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefined): Call<Tensor> {
+  const a = checkTensor('a', givenA);
+  const b = checkTensor('b', givenB);
+  const options: MatmulOptions = checkOptions('options', given, optionNames);
+  const transposeB = checkFlag('transposeB', options.transposeB);
+  const [m, k] = a.dims.slice(-2) as [number, number];
+  const [rowsB, columnsB] = b.dims.slice(-2) as [number, number];
+  const n = transposeB ? rowsB : columnsB;
+  if ((transposeB ? columnsB : rowsB) !== k) {
+    throw expected('ERR_SHAPE', 'b', `inner extent ${k} as in \`a\` (dims [${a.dims.join(', ')}])`, b.dims);
+  }
+  const batchDims = broadcast(a.dims.slice(0, -2), b.dims.slice(0, -2), b.dims);
+  const batch = batchDims.reduce((product, extent) => product * extent, 1);
+  const dims = [...batchDims, m, n];
+  const output =
+    options.out === undefined ? (allocate(dims, a.type) as Operand) : checkOut(options.out, dims, [a.data, b.data]);
+  return {
+    op: addon.matmul,
+    operands: [a.data, b.data, output.data, offsets(batchDims, a, b)],
+    numbers: Float64Array.of(
+      typeNumbers[a.type],
+      typeNumbers[b.type],
+      typeNumbers[output.type],
+      batch,
+      m,
+      n,
+      k,
+      transposeB ? 1 : 0,
+    ),
+    options,
+    result: options.out ?? (output as Tensor),
+  };
+}
+
+function broadcast(a: readonly number[], b: readonly number[], received: readonly number[]): number[] {
+  const rank = Math.max(a.length, b.length);
+  return Array.from({ length: rank }, (_, axis) => {
+    const [x, y] = [extentAt(a, axis, rank), extentAt(b, axis, rank)];
+    if (x !== y && x !== 1 && y !== 1) {
+      throw expected('ERR_SHAPE', 'b', `leading dims that broadcast against [${a.join(', ')}]`, received);
+    }
+    return x === 1 ? y : x;
+  });
+}
+
+/** Extent of an axis of the broadcast dims in a tensor of fewer dims, aligned at the end. */
+function extentAt(dims: readonly number[], axis: number, rank: number): number {
+  return dims[axis - rank + dims.length] ?? 1;
+}
+
+/** First elements of each batch item's matrices, as pairs (a, b). */
+function offsets(batchDims: readonly number[], a: Operand, b: Operand): Float64Array {
+  const batch = batchDims.reduce((product, extent) => product * extent, 1);
+  const result = new Float64Array(2 * batch);
+  for (const [column, { dims }] of [a, b].entries()) {
+    const lead = dims.slice(0, -2);
+    const size = (dims[lead.length] as number) * (dims[lead.length + 1] as number);
+    for (let item = 0; item < batch; item++) {
+      let rest = item;
+      let stride = size;
+      let offset = 0;
+      for (let axis = batchDims.length - 1; axis >= 0; axis--) {
+        const extent = batchDims[axis] as number;
+        const own = extentAt(lead, axis, batchDims.length);
+        offset += own === 1 ? 0 : (rest % extent) * stride;
+        stride *= own;
+        rest = Math.floor(rest / extent);
+      }
+      result[2 * item + column] = offset;
+    }
+  }
+  return result;
+}

@@ -1,0 +1,97 @@
+import type { MaskTensor, Tensor } from '../lib/tensor';
+
+export type Layout = 'bhld' | 'blhd';
+
+/** The options of exact attention that change its result. */
+export interface AttentionMeaning {
+  readonly scale?: number;
+  readonly layout?: Layout;
+  readonly causal?: boolean;
+  readonly queryOffset?: number | readonly number[];
+  readonly window?: readonly [number, number];
+  readonly mask?: MaskTensor;
+  readonly softcap?: number;
+  readonly sinks?: Float32Array;
+  readonly keyLengths?: ArrayLike<number>;
+  readonly queryLengths?: ArrayLike<number>;
+}
+
+/** One exact-attention call with every default filled in. */
+export interface Problem {
+  readonly batch: number;
+  readonly heads: number;
+  /** Query heads that share one key/value head. */
+  readonly group: number;
+  readonly queries: number;
+  readonly keys: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly scale: number;
+  readonly softcap: number | undefined;
+  /** Dims of the output, in the layout of the inputs. */
+  readonly dims: readonly number[];
+  /** Where row (sequence, head, position) of a tensor in this layout starts. */
+  readonly row: (tensor: Tensor, sequence: number, head: number, position: number) => number;
+  /** Whether a query row belongs to its sequence, rather than to the padding after it. */
+  readonly valid: (sequence: number, query: number) => boolean;
+  /** What is added to a score: −Infinity where the key may not be seen. */
+  readonly bias: (sequence: number, head: number, query: number, key: number) => number;
+  /** The logit that stands in the denominator only; −Infinity is none. */
+  readonly sink: (head: number) => number;
+}
+
+/** Reads the shapes and options of a call. Trusts them: refusing bad calls is not the reference's business. */
+export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMeaning): Problem {
+  const { layout = 'bhld', causal = false, window = [Infinity, Infinity], mask, sinks, queryOffset } = options;
+  const [headAxis, lengthAxis] = layout === 'bhld' ? [1, 2] : [2, 1];
+  const batch = q.dims[0];
+  const heads = q.dims[headAxis];
+  const queries = q.dims[lengthAxis];
+  const keys = k.dims[lengthAxis];
+  const headDim = q.dims[3];
+  const valueDim = v.dims[3];
+
+  const keyLength = (sequence: number) => options.keyLengths?.[sequence] ?? keys;
+  const queryLength = (sequence: number) => options.queryLengths?.[sequence] ?? queries;
+  const offsetOf = (sequence: number) => {
+    const given = typeof queryOffset === 'object' ? queryOffset[sequence] : queryOffset;
+    return given ?? keyLength(sequence) - queryLength(sequence);
+  };
+  const fromMask = mask === undefined ? () => 0 : maskReader(mask);
+
+  return {
+    batch,
+    heads,
+    group: heads / k.dims[headAxis],
+    queries,
+    keys,
+    headDim,
+    valueDim,
+    scale: options.scale ?? 1 / Math.sqrt(headDim),
+    softcap: options.softcap,
+    dims: layout === 'bhld' ? [batch, heads, queries, valueDim] : [batch, queries, heads, valueDim],
+    row: ({ dims }, sequence, head, position) => {
+      const [middle, inner] = layout === 'bhld' ? [head, position] : [position, head];
+      return ((sequence * dims[1] + middle) * dims[2] + inner) * dims[3];
+    },
+    valid: (sequence, query) => query < queryLength(sequence),
+    bias: (sequence, head, query, key) => {
+      if (key >= keyLength(sequence)) return -Infinity;
+      const own = query + offsetOf(sequence);
+      if (causal && key > own) return -Infinity;
+      if (key < own - window[0] || key > own + window[1]) return -Infinity;
+      return fromMask(sequence, head, query, key);
+    },
+    sink: (head) => sinks?.[head] ?? -Infinity,
+  };
+}
+
+/** Right-aligned broadcasting over [batch, heads, queries, keys]: a missing axis and an extent of 1 repeat. */
+function maskReader({ data, dims, type }: MaskTensor): Problem['bias'] {
+  const extents = [1, 1, 1, ...dims].slice(-4);
+  return (...at) => {
+    const index = at.reduce((sum, position, axis) => sum * extents[axis] + (extents[axis] === 1 ? 0 : position), 0);
+    if (type === 'bool') return data[index] ? 0 : -Infinity;
+    return data[index];
+  };
+}

@@ -1,0 +1,127 @@
+import type { Tensor } from '../lib/tensor';
+import { toFloat64 } from './half';
+import { type AttentionMeaning, problemOf } from './problem';
+
+/**
+ * The float64 answer of a computation. `scale` has, for each value, the sum of the absolute values of the terms that
+ * were added up for it: what a rounding error is relative to, also where the terms cancel.
+ */
+export interface Answer {
+  readonly values: Float64Array;
+  readonly scale: Float64Array;
+  readonly dims: readonly number[];
+}
+
+/** Exact attention in float64: `output` in the layout of the inputs, `lse` [batch, heads, length], natural log. */
+export interface AttentionAnswer {
+  readonly output: Float64Array;
+  readonly lse: Float64Array;
+  /** Dims of `output`. */
+  readonly dims: readonly number[];
+  readonly lseDims: readonly number[];
+  /** Σ pⱼ |vⱼ| for each output. */
+  readonly outputScale: Float64Array;
+  /** 1 + Σ pⱼ (scale · Σ |q| |kⱼ| + |biasⱼ|) for each lse: the logits' own rounding is what moves it. */
+  readonly lseScale: Float64Array;
+}
+
+/**
+ * softmax(q kᵀ · scale, capped, masked) v, one row at a time, straight from the definition.
+ *
+ * A hidden key is skipped before anything of it is read, so NaN there cannot leak; a NaN that is seen poisons its row.
+ */
+export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionMeaning = {}): AttentionAnswer {
+  const p = problemOf(q, k, v, options);
+  const [qs, ks, vs] = [toFloat64(q), toFloat64(k), toFloat64(v)];
+  const lseDims = [p.batch, p.heads, p.queries];
+  const output = new Float64Array(p.dims.reduce((a, b) => a * b, 1));
+  const outputScale = new Float64Array(output.length);
+  const lse = new Float64Array(p.batch * p.heads * p.queries).fill(-Infinity);
+  const lseScale = new Float64Array(lse.length).fill(1);
+  const scores = new Float64Array(p.keys);
+  const sizes = new Float64Array(p.keys);
+
+  for (let b = 0; b < p.batch; b++) {
+    for (let h = 0; h < p.heads; h++) {
+      const kvHead = Math.floor(h / p.group);
+      const sink = p.sink(h);
+      for (let i = 0; i < p.queries; i++) {
+        if (!p.valid(b, i)) continue;
+        const qRow = p.row(q, b, h, i);
+
+        let max = sink;
+        for (let j = 0; j < p.keys; j++) {
+          scores[j] = -Infinity;
+          const bias = p.bias(b, h, i, j);
+          if (bias === -Infinity) continue;
+          const kRow = p.row(k, b, kvHead, j);
+          let dot = 0;
+          let size = 0;
+          for (let d = 0; d < p.headDim; d++) {
+            const product = qs[qRow + d] * ks[kRow + d];
+            dot += product;
+            size += Math.abs(product);
+          }
+          let score = dot * p.scale;
+          if (p.softcap !== undefined) score = p.softcap * Math.tanh(score / p.softcap);
+          scores[j] = score + bias;
+          sizes[j] = size * Math.abs(p.scale) + Math.abs(bias);
+          max = Math.max(max, scores[j]);
+        }
+        if (max === -Infinity) continue;
+
+        let sum = Math.exp(sink - max);
+        for (const score of scores) sum += Math.exp(score - max);
+
+        const row = (b * p.heads + h) * p.queries + i;
+        const oRow = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
+        lse[row] = max + Math.log(sum);
+        if (sink !== -Infinity) lseScale[row] += Math.abs(sink);
+        for (let j = 0; j < p.keys; j++) {
+          if (scores[j] === -Infinity) continue;
+          const weight = Math.exp(scores[j] - max) / sum;
+          const vRow = p.row(v, b, kvHead, j);
+          lseScale[row] += weight * sizes[j];
+          for (let d = 0; d < p.valueDim; d++) {
+            output[oRow + d] += weight * vs[vRow + d];
+            outputScale[oRow + d] += weight * Math.abs(vs[vRow + d]);
+          }
+        }
+      }
+    }
+  }
+  return { output, lse, dims: p.dims, lseDims, outputScale, lseScale };
+}
+
+/** One partial result of attention over some of the keys: `output` with its `lse` of one axis less. */
+export interface ReferencePart {
+  readonly output: Float64Array;
+  readonly lse: Float64Array;
+}
+
+/**
+ * Attention over the union of disjoint key ranges: each part's output weighted by its share exp(lse) of the whole
+ * denominator. A part that saw no key (lse −Infinity) adds nothing. Outputs are [..., length, dim], rows as in `lse`.
+ */
+export function referenceMerge(parts: readonly ReferencePart[]): ReferencePart & { readonly scale: Float64Array } {
+  const [{ output: first, lse: firstLse }] = parts as [ReferencePart];
+  const dim = first.length / firstLse.length;
+  const output = new Float64Array(first.length);
+  const scale = new Float64Array(first.length);
+  const lse = new Float64Array(firstLse.length).fill(-Infinity);
+  for (let row = 0; row < lse.length; row++) {
+    const max = parts.reduce((most, part) => Math.max(most, part.lse[row]), -Infinity);
+    if (max === -Infinity) continue;
+    const sum = parts.reduce((total, part) => total + Math.exp(part.lse[row] - max), 0);
+    lse[row] = max + Math.log(sum);
+    for (const part of parts) {
+      if (part.lse[row] === -Infinity) continue;
+      const weight = Math.exp(part.lse[row] - max) / sum;
+      for (let d = row * dim; d < (row + 1) * dim; d++) {
+        output[d] += weight * part.output[d];
+        scale[d] += weight * Math.abs(part.output[d]);
+      }
+    }
+  }
+  return { output, lse, scale };
+}

@@ -6,15 +6,27 @@ namespace lowrank_attention {
 
 namespace {
 
+// An exception must not cross into Node: what the standard library throws becomes a Status. Napi::Error is JavaScript's
+// own pending exception and goes on its way.
+template <Napi::Value (*op)(const Napi::CallbackInfo&)>
+Napi::Value guarded(const Napi::CallbackInfo& info) {
+  return withoutThrowing(info.Env(), [&] { return op(info); });
+}
+
+template <Napi::Value (*op)(const Napi::CallbackInfo&)>
+void define(Napi::Object exports, const char* name) {
+  exports.Set(name, Napi::Function::New(exports.Env(), guarded<op>, name));
+}
+
 Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   env.SetInstanceData(new State(env));
-  exports.Set("info", Napi::Function::New(env, information, "info"));
-  exports.Set("convert", Napi::Function::New(env, convert, "convert"));
-  exports.Set("read", Napi::Function::New(env, read, "read"));
-  exports.Set("matmul", Napi::Function::New(env, matmul, "matmul"));
-  exports.Set("merge", Napi::Function::New(env, merge, "merge"));
-  exports.Set("full", Napi::Function::New(env, full, "full"));
-  exports.Set("cached", Napi::Function::New(env, cached, "cached"));
+  define<information>(exports, "info");
+  define<convert>(exports, "convert");
+  define<read>(exports, "read");
+  define<matmul>(exports, "matmul");
+  define<merge>(exports, "merge");
+  define<full>(exports, "full");
+  define<cached>(exports, "cached");
   exports.Set("KvCache", kvCacheClass(env));
   return exports;
 }

@@ -96,10 +96,10 @@ Napi::Value KvCache::append(const Napi::CallbackInfo& info) {
   const KvPages::Source key = source(0, "key", shape.headDim);
   const KvPages::Source value = source(1, "value", shape.valueDim);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
+  // The rows are checked, so only memory can be wanting.
   const bool done = pages_->append(key, value, count, *selectKernels(""));
   reportMemory(info.Env());
-  return statusValue(info.Env(),
-                     done ? Status() : Status{Code::kMemory, "key", "no memory for the pages of these rows"});
+  return statusValue(info.Env(), done ? Status() : Status{Code::kMemory, "key", "rows whose pages do not fit"});
 }
 
 struct CachedOperands {

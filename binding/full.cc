@@ -42,21 +42,21 @@ Napi::Value full(const Napi::CallbackInfo& info) {
   Operands operands(info, FullOperands::kCount, TensorNumbers::kCount);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
   FullProblem problem = readFullProblem(operands);
-  problem.keyType = operands.dataType(TensorNumbers::kKeyType, "key");
-  const Index batch = operands.extent(TensorNumbers::kBatch, "query");
-  problem.kvHeads = operands.extent(TensorNumbers::kKvHeads, "key", 1);
-  const Index queries = operands.extent(TensorNumbers::kQueries, "query");
-  const Index keys = operands.extent(TensorNumbers::kKeys, "key");
-  problem.headDim = operands.extent(TensorNumbers::kHeadDim, "query", 1);
-  problem.valueDim = operands.extent(TensorNumbers::kValueDim, "value", 1);
+  problem.keyType = operands.dataType(TensorNumbers::kKeyType, "k");
+  const Index batch = operands.extent(TensorNumbers::kBatch, "q");
+  problem.kvHeads = operands.extent(TensorNumbers::kKvHeads, "k", 1);
+  const Index queries = operands.extent(TensorNumbers::kQueries, "q");
+  const Index keys = operands.extent(TensorNumbers::kKeys, "k");
+  problem.headDim = operands.extent(TensorNumbers::kHeadDim, "q", 1);
+  problem.valueDim = operands.extent(TensorNumbers::kValueDim, "v", 1);
   const bool rowsBeforeHeads = operands.flag(TensorNumbers::kRowsBeforeHeads);
-  if (problem.heads % problem.kvHeads != 0) operands.fail("key", "heads do not divide");
+  if (problem.heads % problem.kvHeads != 0) operands.fail("k", "heads do not divide");
 
-  void* query = operands.tensor(operands.array(FullOperands::kQuery), "query", problem.queryType,
+  void* query = operands.tensor(operands.array(FullOperands::kQuery), "q", problem.queryType,
                                 {batch, problem.heads, queries, problem.headDim});
-  void* key = operands.tensor(operands.array(FullOperands::kKey), "key", problem.keyType,
+  void* key = operands.tensor(operands.array(FullOperands::kKey), "k", problem.keyType,
                               {batch, problem.kvHeads, keys, problem.headDim});
-  void* value = operands.tensor(operands.array(FullOperands::kValue), "value", problem.keyType,
+  void* value = operands.tensor(operands.array(FullOperands::kValue), "v", problem.keyType,
                                 {batch, problem.kvHeads, keys, problem.valueDim});
   void* output = operands.tensor(operands.array(FullOperands::kOutput), "out", problem.outputType,
                                  {batch, problem.heads, queries, problem.valueDim});

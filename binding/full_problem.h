@@ -36,9 +36,9 @@ struct FullNumbers {
 
 inline FullProblem readFullProblem(Operands& operands) {
   FullProblem problem;
-  problem.queryType = operands.dataType(FullNumbers::kQueryType, "query");
+  problem.queryType = operands.dataType(FullNumbers::kQueryType, "q");
   problem.outputType = operands.dataType(FullNumbers::kOutputType, "out");
-  problem.heads = operands.extent(FullNumbers::kHeads, "query", 1);
+  problem.heads = operands.extent(FullNumbers::kHeads, "q", 1);
   problem.scale = static_cast<float>(operands.number(FullNumbers::kScale));
   problem.softcap = static_cast<float>(operands.number(FullNumbers::kSoftcap));
   const auto reach = [&](std::size_t index) {
@@ -67,7 +67,7 @@ inline const void* readMask(Operands& operands, const Array& array, const FullPr
       static_cast<unsigned __int128>(sequence.keys - 1);
   if (!array.present || array.type != (additive ? napi_float32_array : napi_uint8_array) ||
       array.bytes / width <= last) {
-    operands.fail("mask", "array changed since it was checked");
+    operands.fail("mask", "an array that changed meanwhile");
     return nullptr;
   }
   return static_cast<const std::byte*>(array.data) + static_cast<std::size_t>(first) * width;

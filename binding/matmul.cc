@@ -48,7 +48,7 @@ Napi::Value matmul(const Napi::CallbackInfo& info) {
     const auto place = [&](double offset, const Array& array, DataType type, Index count, const char* name) {
       const Index room = static_cast<Index>(array.bytes) / elementBytes(type) - count;
       if (!(offset >= 0 && offset <= static_cast<double>(room))) {
-        operands.fail(name, "array changed since it was checked");
+        operands.fail(name, "an array that changed meanwhile");
         return Index{0};
       }
       return static_cast<Index>(offset);

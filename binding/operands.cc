@@ -81,7 +81,7 @@ void* Operands::tensor(const Array& array, const char* name, DataType type, std:
     if (bytes > (static_cast<unsigned __int128>(1) << 62)) bytes = static_cast<unsigned __int128>(1) << 62;
   }
   const napi_typedarray_type wanted = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
-  if (!array.present || array.type != wanted || array.bytes < bytes) fail(name, "array changed since it was checked");
+  if (!array.present || array.type != wanted || array.bytes < bytes) fail(name, "an array that changed meanwhile");
   return array.data;
 }
 

@@ -50,7 +50,7 @@ class Operands {
     const Array array = this->array(index);
     if (!array.present) return nullptr;
     if (array.type != type || static_cast<Index>(array.bytes / sizeof(T)) < count)
-      fail(name, "array changed since it was checked");
+      fail(name, "an array that changed meanwhile");
     return static_cast<T*>(array.data);
   }
 

@@ -1,6 +1,7 @@
 #include "binding/scheduler.h"
 
 #include <algorithm>
+#include <system_error>
 
 namespace lowrank_attention {
 
@@ -62,7 +63,15 @@ void Scheduler::submit(Job* job) {
   const std::lock_guard<std::mutex> lock(mutex_);
   waiting_.push_back(job);
   if (static_cast<Index>(waiting_.size()) > idle_ && static_cast<Index>(runners_.size()) < maxThreads_) {
-    runners_.emplace_back([this] { runnerLoop(); });
+    try {
+      runners_.emplace_back([this] { runnerLoop(); });
+    } catch (const std::system_error&) {
+      // With another runner there the job only waits longer.
+      if (runners_.empty()) {
+        waiting_.pop_back();
+        throw;
+      }
+    }
   }
   wake_.notify_one();
 }

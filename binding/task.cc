@@ -43,7 +43,7 @@ void Task::run(Execution execution, Workspace& workspace) {
   const std::size_t bytes = workspaceBytes(execution.threads);
   execution.workspace = bytes == 0 ? nullptr : workspace.reserve(bytes);
   if (bytes != 0 && execution.workspace == nullptr) {
-    status_ = {Code::kMemory, "", "no memory for the workspace of this call"};
+    status_ = {Code::kMemory, "", "a call whose workspace does not fit"};
     return;
   }
   if (!execution.aborted()) compute(execution);
@@ -72,8 +72,9 @@ Napi::Value State::submit(Napi::Env env, std::unique_ptr<Task> task) {
   task->deferred_ = std::make_unique<Napi::Promise::Deferred>(env);
   const Napi::Value promise = task->deferred_->Promise();
   // The process stays alive while calls are in flight, and only then.
+  scheduler_.submit(task.get());
+  task.release();
   if (inFlight_++ == 0) settle_.Ref(env);
-  scheduler_.submit(task.release());
   return promise;
 }
 
@@ -88,7 +89,7 @@ void State::settle(Napi::Env env, Napi::Function, std::nullptr_t*, Job* job) {
 const KernelSet* kernelsOf(const Napi::CallbackInfo& info, Status* status) {
   const std::string isa = info[CallArguments::kIsa].ToString();
   const KernelSet* kernels = selectKernels(isa.c_str());
-  if (kernels == nullptr) *status = {Code::kDevice, "isa", "this processor or this build has no such kernels"};
+  if (kernels == nullptr) *status = {Code::kDevice, "isa", "an instruction set this machine has not"};
   return kernels;
 }
 

@@ -6,6 +6,7 @@
 #include <napi.h>
 
 #include <memory>
+#include <system_error>
 
 #include "binding/scheduler.h"
 #include "core/kernel.h"
@@ -89,8 +90,25 @@ Napi::Value runTask(const Napi::CallbackInfo& info, std::unique_ptr<Task> task, 
 // The kernels the call asks for, or null with the Status of that.
 const KernelSet* kernelsOf(const Napi::CallbackInfo& info, Status* status);
 
+// Calls body(), and turns what the standard library throws into the text of a Status.
+template <class Body>
+Napi::Value withoutThrowing(Napi::Env env, const Body& body);
+
 // `code:argument:detail`, or undefined when all is well. Errors are built by lib/, in the caller's realm.
 Napi::Value statusValue(Napi::Env env, const Status& status);
+
+template <class Body>
+Napi::Value withoutThrowing(Napi::Env env, const Body& body) {
+  try {
+    return body();
+  } catch (const Napi::Error&) {
+    throw;
+  } catch (const std::system_error&) {
+    return statusValue(env, {Code::kMemory, "threads", "a thread that could not be started"});
+  } catch (const std::exception&) {
+    return statusValue(env, {Code::kMemory, "", "a call whose lists do not fit"});
+  }
+}
 
 }  // namespace lowrank_attention
 

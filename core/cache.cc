@@ -2,6 +2,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <new>
 
 namespace lowrank_attention {
 
@@ -23,9 +24,13 @@ bool KvPages::append(const Source& key, const Source& value, Index count, const 
     pages_.resize(used);
     return false;
   };
-  while (static_cast<Index>(pages_.size()) * kPageRows < length_ + count) {
-    pages_.push_back(newPage());
-    if (pages_.back() == nullptr) return fail();
+  try {
+    while (static_cast<Index>(pages_.size()) * kPageRows < length_ + count) {
+      pages_.push_back(newPage());
+      if (pages_.back() == nullptr) return fail();
+    }
+  } catch (const std::bad_alloc&) {  // the list itself
+    return fail();
   }
   // Only a page that is written to, and that somebody else reads, must be copied: at most the one the rows start on.
   if (length_ % kPageRows != 0 && pages_[used - 1].use_count() > 1) {

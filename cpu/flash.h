@@ -43,13 +43,18 @@ struct TileRows {
   Index rowStride;
 };
 
+// Row keys.begin of a head; the whole range lies on its page.
+LA_INLINE const void* rowsOnPage(const PagedRows& rows, DataType type, Index head, KeyRange keys) {
+  const Index page = keys.begin / rows.pageRows;
+  const Index first = head * rows.headStride + (keys.begin - page * rows.pageRows) * rows.rowStride;
+  return elementAt(rows.pages[page], type, first);
+}
+
 // Rows [keys.begin, keys.end) of a head: where they lie if they are dense float32, else converted into `staging`.
 // Rows far apart in memory are copied too: at a stride of a large power of two they would share few cache sets.
 LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys,
                             float* staging) {
-  const Index page = keys.begin / rows.pageRows;
-  const Index first = head * rows.headStride + (keys.begin - page * rows.pageRows) * rows.rowStride;
-  const void* source = elementAt(rows.pages[page], type, first);
+  const void* source = rowsOnPage(rows, type, head, keys);
   if (type == DataType::kFloat32 && rows.rowStride == dim) return {static_cast<const float*>(source), dim};
   for (Index j = 0; j < keys.end - keys.begin; ++j) {
     convertRow(type, elementAt(source, type, j * rows.rowStride), DataType::kFloat32, staging + j * dim, dim);
@@ -121,20 +126,33 @@ LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float
   }
 }
 
-// output += value tileᵀ · weights where hidden keys (weight −0) contribute nothing even if their values are NaN or
-// infinite, which a product with zero would turn into NaN. Slow; only for tiles that hold such values.
+// Brings a tile of raw scores to weights: soft cap, masks, softmax. Returns whether some key may be hidden from some
+// row.
 template <class Shape>
-LA_INLINE void addVisibleValues(const FullProblem& problem, const Panel& panel, const TileRows& value, Index count,
-                                const float* weights, const float* decay) {
-  constexpr Index width = Shape::kWidth;
-  for (Index c = 0; c < problem.valueDim; ++c) {
-    for (Index lane = 0; lane < width; ++lane) {
-      float sum = panel.output[c * width + lane] * decay[lane];
+LA_INLINE bool weighTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
+                         const FlashScratch& scratch, float* decay) {
+  const Index count = keys.end - keys.begin;
+  const bool ragged = keys.begin < panel.common.begin || keys.end > panel.common.end;
+  const bool masked = problem.maskKind != MaskKind::kNone;
+  if (problem.softcap > 0) capScores<Shape>(problem, scratch.scores, count);
+  if (masked) maskScores<Shape>(problem, sequence, panel, keys, scratch.scores, scratch.mask);
+  if (ragged) hideScores<Shape>(problem, sequence, panel, keys, scratch.scores);
+  softmaxTile<Shape>(panel, count, scratch.scores, decay, masked || ragged);
+  return masked || ragged;
+}
+
+// sum[c][row] += value tileᵀ · weights where hidden keys (weight −0) contribute nothing even if their values are NaN or
+// infinite, which a product with zero would turn into NaN. Slow; only for tiles that hold such values.
+// weights is [count][weightStride]; element (c, row) of sum lies at c·columnStride + row·rowStride.
+LA_INLINE void addVisibleValues(const TileRows& value, Index count, Index valueDim, const float* weights,
+                                Index weightStride, Index rows, float* sum, Index rowStride, Index columnStride) {
+  for (Index c = 0; c < valueDim; ++c) {
+    for (Index row = 0; row < rows; ++row) {
+      float& total = sum[c * columnStride + row * rowStride];
       for (Index j = 0; j < count; ++j) {
-        const float weight = weights[j * width + lane];
-        if (!__builtin_signbit(weight)) sum += weight * value.data[j * value.rowStride + c];
+        const float weight = weights[j * weightStride + row];
+        if (!__builtin_signbit(weight)) total += weight * value.data[j * value.rowStride + c];
       }
-      panel.output[c * width + lane] = sum;
     }
   }
 }
@@ -155,18 +173,10 @@ LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequenc
         [&](int, int) { return hn::Zero(d); },
         [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, scratch.scores + (first + r) * width + v * kLanes<D>); });
   });
-
-  const bool ragged = keys.begin < panel.common.begin || keys.end > panel.common.end;
-  const bool masked = problem.maskKind != MaskKind::kNone;
-  if (problem.softcap > 0) capScores<Shape>(problem, scratch.scores, count);
-  if (masked) maskScores<Shape>(problem, sequence, panel, keys, scratch.scores, scratch.mask);
-  if (ragged) hideScores<Shape>(problem, sequence, panel, keys, scratch.scores);
-
   alignas(64) float decay[width];
-  softmaxTile<Shape>(panel, count, scratch.scores, decay, masked || ragged);
-
-  if ((masked || ragged) && !allFinite(value, count, problem.valueDim)) {
-    addVisibleValues<Shape>(problem, panel, value, count, scratch.scores, decay);
+  if (weighTile<Shape>(problem, sequence, panel, keys, scratch, decay) && !allFinite(value, count, problem.valueDim)) {
+    for (Index i = 0; i < problem.valueDim * width; ++i) panel.output[i] *= decay[i % width];
+    addVisibleValues(value, count, problem.valueDim, scratch.scores, width, width, panel.output, 1, width);
     return;
   }
   forRowGroups<kMaxRows<kVecs>>(problem.valueDim, [&](Index first, auto rows) {
@@ -180,26 +190,33 @@ LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequenc
   });
 }
 
-// Walks all panels over keys [keys.begin, keys.end), tile by tile; keys.begin is a multiple of kKeyTile. Returns early,
-// with garbage in the panels, when the call is aborted.
+// Calls visit(range) for the tiles of [keys.begin, keys.end) in ascending order until it returns false.
+template <class Visit>
+LA_INLINE void forTiles(KeyRange keys, const Visit& visit) {
+  for (Index tile = keys.begin / kKeyTile * kKeyTile; tile < keys.end; tile += kKeyTile) {
+    if (!visit({maximum(tile, keys.begin), minimum(tile + kKeyTile, keys.end)})) return;
+  }
+}
+
+// Walks all panels over the keys, tile by tile. Returns early, with garbage in the panels, when the call is aborted.
 template <class Shape>
 LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequence, const Panel* panels,
                             Index panelCount, KeyRange keys, const FlashScratch& scratch, const Execution& execution) {
-  for (Index tile = keys.begin / kKeyTile * kKeyTile; tile < keys.end; tile += kKeyTile) {
-    if (execution.aborted()) return;
-    const KeyRange range = {maximum(tile, keys.begin), minimum(tile + kKeyTile, keys.end)};
-    const Index kvHead = panels[0].kvHead;
-    const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, range, scratch.key);
-    const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, range, scratch.value);
+  const Index kvHead = panels[0].kvHead;
+  forTiles(keys, [&](KeyRange tile) {
+    if (execution.aborted()) return false;
+    const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);
+    const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, tile, scratch.value);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
-      const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
+      const KeyRange part = {maximum(tile.begin, panel.seen.begin), minimum(tile.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
-      const Index skip = part.begin - range.begin;
+      const Index skip = part.begin - tile.begin;
       flashTile<Shape>(problem, sequence, panel, part, {key.data + skip * key.rowStride, key.rowStride},
                        {value.data + skip * value.rowStride, value.rowStride}, scratch);
     }
-  }
+    return true;
+  });
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE

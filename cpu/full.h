@@ -11,7 +11,7 @@
 #define LOWRANK_ATTENTION_CPU_FULL_H_
 
 #include "core/execution.h"
-#include "cpu/flash.h"
+#include "cpu/stream.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -20,7 +20,7 @@ using WidePanel = PanelShape<Full, 2>;
 // Calls body(PanelShape) with the narrowest panel that holds all rows, else the widest.
 template <class Body>
 LA_INLINE auto withPanelShape(Index rows, const Body& body) {
-  if (rows <= 4) return body(PanelShape<hn::CappedTag<float, 4>, 1>());
+  if (rows <= kStreamRows) return body(StreamPanel());
   if constexpr (kLanes<Full> >= 8) {
     if (rows <= 8) return body(PanelShape<hn::CappedTag<float, 8>, 1>());
   }
@@ -68,6 +68,14 @@ LA_INLINE Index splitStateFloats(const FullProblem& problem, const SequencePlan&
   return divideUp(plan.blockRows, plan.width) * stateFloats(problem, plan.width);
 }
 
+// Scratch of one worker: that of the loops, then queries and states of a block's panels.
+LA_INLINE Index workerFloats(const FullProblem& problem, const SequencePlan& plan) {
+  const Index panels = divideUp(plan.blockRows, plan.width);
+  return flashScratchFloats(problem, plan.width) +
+         panels * (problem.headDim * plan.width + stateFloats(problem, plan.width)) +
+         (plan.width == kStreamRows ? streamScratchFloats(problem) : 0);
+}
+
 // Where everything lies in the workspace: the plans, the states of all splits, then each worker's own scratch.
 struct FullWorkspace {
   SequencePlan* plans = nullptr;
@@ -89,10 +97,7 @@ LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::b
     plan.firstState = states;
     space.units += problem.kvHeads * plan.blocks * plan.splits;
     if (plan.splits > 1) states += problem.kvHeads * plan.splits * splitStateFloats(problem, plan);
-    const Index panels = divideUp(plan.blockRows, plan.width);
-    space.workerFloats =
-        maximum(space.workerFloats, panels * (problem.headDim * plan.width + stateFloats(problem, plan.width)) +
-                                        flashScratchFloats(problem, plan.width));
+    space.workerFloats = maximum(space.workerFloats, workerFloats(problem, plan));
     if (memory != nullptr) space.plans[s] = plan;
   }
   // Panels are counted in multiples of a vector, workers in multiples of a page, so that no two share a cache line.
@@ -140,7 +145,8 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
   const FullProblem& problem = unit.problem;
   const SequencePlan& plan = unit.plan;
   const Index capacity = divideUp(plan.blockRows, width);
-  float* query = memory + flashScratchFloats(problem, width);
+  float* streamMemory = memory + flashScratchFloats(problem, width);
+  float* query = streamMemory + (width == kStreamRows ? streamScratchFloats(problem) : 0);
   float* own = query + capacity * problem.headDim * width;
   const bool partial = plan.splits > 1;
   float* state =
@@ -155,9 +161,16 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
     initState<Shape>(problem, panels[p], split == 0);
     seen = {minimum(seen.begin, panels[p].seen.begin), maximum(seen.end, panels[p].seen.end)};
   }
-  keys = {maximum(keys.begin, seen.begin / kKeyTile * kKeyTile), minimum(keys.end, seen.end)};
-  flashForward<Shape>(problem, unit.sequence, panels, count, keys, placeFlashScratch(problem, width, memory),
-                      execution);
+  keys = {maximum(keys.begin, seen.begin), minimum(keys.end, seen.end)};
+  const FlashScratch scratch = placeFlashScratch(problem, width, memory);
+  if constexpr (width == kStreamRows) {
+    const StreamScratch stream = placeStreamScratch(problem, streamMemory);
+    withRows<kStreamRows>(panels[0].rows, [&](auto rows) {
+      streamForward<decltype(rows)::value>(problem, unit.sequence, panels[0], keys, scratch, stream, execution);
+    });
+  } else {
+    flashForward<Shape>(problem, unit.sequence, panels, count, keys, scratch, execution);
+  }
   if (partial || execution.aborted()) return;
   for (Index p = 0; p < count; ++p) storeRows<Shape>(problem, unit.sequence, panels[p]);
 }

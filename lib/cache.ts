@@ -1,6 +1,6 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, failure, runAsync, runSync } from './call';
+import { type Call, type CallOptions, callOptionNames, checkLayout, failure, nothing, runAsync, runSync } from './call';
 import { checkChoice, checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
-import { AttentionError, expected } from './errors';
+import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import {
   checkMask,
@@ -46,6 +46,31 @@ const cacheOptionNames: ReadonlySet<string> = new Set(['heads', 'headDim', 'valu
 const attendOptionNames: ReadonlySet<string> = new Set([...callOptionNames, ...scoreOptionNames]);
 const appendOptionNames: ReadonlySet<string> = new Set(['layout']);
 
+interface CheckedShape {
+  readonly heads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly capacity: number;
+  readonly type: DataType;
+}
+
+function checkShape(options: KvCacheOptions): CheckedShape {
+  const most = 2 ** 31 - 1;
+  const given = checkOptions<KvCacheOptions>('options', options, cacheOptionNames);
+  const { heads, headDim, valueDim, capacity, type, device } = given;
+  if (device !== undefined) checkChoice('device', device, ['auto', 'cpu']);
+  const shape = {
+    heads: checkInteger('heads', heads, 1, most),
+    headDim: checkInteger('headDim', headDim, 1, most),
+    valueDim: checkInteger('valueDim', valueDim ?? headDim, 1, most),
+    capacity: capacity === undefined ? Infinity : checkInteger('capacity', capacity, 1),
+    type: checkType('type', type ?? 'float32'),
+  };
+  const row = shape.heads * (shape.headDim + shape.valueDim);
+  if (row > most) throw expected('ERR_SHAPE', 'options', `heads·(headDim + valueDim) of at most ${most}`, row);
+  return shape;
+}
+
 /**
  * Keys and values of one sequence, kept between calls and grown token by token. Memory comes in pages of 128
  * positions that never move, so growing copies nothing and forks share their common prefix.
@@ -64,14 +89,12 @@ export class KvCache {
 
   /** @throws AttentionError ERR_ARGUMENT, ERR_TYPE */
   constructor(options: KvCacheOptions) {
-    const most = 2 ** 31 - 1;
-    const given = checkOptions<KvCacheOptions>('options', options, cacheOptionNames);
-    this.heads = checkInteger('heads', given.heads, 1, most);
-    this.headDim = checkInteger('headDim', given.headDim, 1, most);
-    this.valueDim = given.valueDim === undefined ? this.headDim : checkInteger('valueDim', given.valueDim, 1, most);
-    this.capacity = given.capacity === undefined ? Infinity : checkInteger('capacity', given.capacity, 1);
-    this.type = given.type === undefined ? 'float32' : checkType('type', given.type);
-    if (given.device !== undefined) checkChoice('device', given.device, ['auto', 'cpu']);
+    const shape = guard(KvCache, () => checkShape(options));
+    this.heads = shape.heads;
+    this.headDim = shape.headDim;
+    this.valueDim = shape.valueDim;
+    this.capacity = shape.capacity;
+    this.type = shape.type;
     this.#native = new addon.KvCache(this.heads, this.headDim, this.valueDim, typeNumbers[this.type]);
   }
 
@@ -99,28 +122,27 @@ export class KvCache {
    * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_MEMORY, ERR_CLOSED; the cache is then as it was
    */
   append(key: Tensor, value: Tensor, options?: { readonly layout?: Layout }): void {
-    const native = this.#open();
-    const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
-    const rowsBeforeHeads = checkLayout(layout);
-    const keys = checkTensor('key', key, 4);
-    const count = keys.dims[rowsBeforeHeads ? 1 : 2] as number;
-    this.#checkRows('key', keys, count, this.headDim, rowsBeforeHeads);
-    const values = checkTensor('value', value, 4);
-    this.#checkRows('value', values, count, this.valueDim, rowsBeforeHeads);
-    if (values.type !== keys.type)
-      throw expected('ERR_TYPE', 'value', `type '${keys.type}' as in \`key\``, values.type);
-    if (this.#length + count > this.capacity) {
-      throw expected(
-        'ERR_MEMORY',
-        'key',
-        `at most ${this.capacity - this.#length} more positions (capacity ${this.capacity})`,
-        count,
-      );
-    }
-    const numbers = Float64Array.of(typeNumbers[keys.type], count, rowsBeforeHeads ? 1 : 0);
-    const outcome = native.append([keys.data, values.data], numbers);
-    if (outcome !== undefined) throw failure(outcome);
-    this.#length += count;
+    guard(KvCache.prototype.append, () => {
+      KvCache.nativeOf('cache', this);
+      const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
+      const rowsBeforeHeads = checkLayout(layout);
+      const keys = checkTensor('key', key, 4);
+      const count = keys.dims[rowsBeforeHeads ? 1 : 2] as number;
+      this.#checkRows('key', keys, count, this.headDim, rowsBeforeHeads);
+      const values = checkTensor('value', value, 4);
+      this.#checkRows('value', values, count, this.valueDim, rowsBeforeHeads);
+      if (values.type !== keys.type)
+        throw expected('ERR_TYPE', 'value', `type '${keys.type}' as in \`key\``, values.type);
+      if (this.#length + count > this.capacity) {
+        const room = `at most ${this.capacity - this.#length} more positions (capacity ${this.capacity})`;
+        throw expected('ERR_MEMORY', 'key', room, count);
+      }
+      const numbers = Float64Array.of(typeNumbers[keys.type], count, rowsBeforeHeads ? 1 : 0);
+      // Asked for again: the caller's getters have run since, and may have disposed the cache.
+      const outcome = KvCache.nativeOf('cache', this).append([keys.data, values.data], numbers);
+      if (outcome !== undefined) throw failure(outcome);
+      this.#length += count;
+    });
   }
 
   /**
@@ -157,9 +179,11 @@ export class KvCache {
    * @throws AttentionError ERR_ARGUMENT, ERR_CLOSED
    */
   truncate(length: number): void {
-    const native = this.#open();
-    native.truncate(checkInteger('length', length, 0, this.#length));
-    this.#length = length;
+    guard(KvCache.prototype.truncate, () => {
+      const native = KvCache.nativeOf('cache', this);
+      native.truncate(checkInteger('length', length, 0, this.#length));
+      this.#length = length;
+    });
   }
 
   /**
@@ -169,12 +193,14 @@ export class KvCache {
    * @throws AttentionError ERR_CLOSED
    */
   fork(): KvCache {
-    const native = this.#open().fork();
-    const { heads, headDim, valueDim, capacity, type } = this;
-    const copy = new KvCache({ heads, headDim, valueDim, type, ...(capacity === Infinity ? {} : { capacity }) });
-    copy.#native = native;
-    copy.#length = this.#length;
-    return copy;
+    return guard(KvCache.prototype.fork, () => {
+      const native = KvCache.nativeOf('cache', this).fork();
+      const { heads, headDim, valueDim, capacity, type } = this;
+      const copy = new KvCache({ heads, headDim, valueDim, type, ...(capacity === Infinity ? {} : { capacity }) });
+      copy.#native = native;
+      copy.#length = this.#length;
+      return copy;
+    });
   }
 
   /** Gives the memory back now; calls in flight keep what they need. Every later use but this one is refused with `ERR_CLOSED`. */
@@ -188,11 +214,6 @@ export class KvCache {
     this.dispose();
   }
 
-  #open(): NativeKvCache {
-    if (this.#native === undefined) throw new AttentionError('ERR_CLOSED', 'cache', 'the cache has been disposed');
-    return this.#native;
-  }
-
   #checkRows(name: string, rows: Operand, count: number, dim: number, rowsBeforeHeads: boolean): void {
     const dims = rowsBeforeHeads ? [1, count, this.heads, dim] : [1, this.heads, count, dim];
     if (rows.dims.some((extent, axis) => extent !== dims[axis]))
@@ -203,7 +224,8 @@ export class KvCache {
   static nativeOf(name: string, cache: unknown): NativeKvCache {
     if (typeof cache !== 'object' || cache === null || !(#native in cache))
       throw expected('ERR_TYPE', name, 'a KvCache', cache);
-    return cache.#open();
+    if (cache.#native === undefined) throw expected('ERR_CLOSED', name, 'a cache in use', new Text('a disposed one'));
+    return cache.#native;
   }
 }
 
@@ -244,7 +266,8 @@ function prepareMany(items: readonly AttendItem[], given: AttendOptions | undefi
     if (options[name] !== undefined)
       throw expected('ERR_UNSUPPORTED', name, 'nothing in a batch of caches', options[name]);
   }
-  const entries = (items as unknown[]).map((item, index) => {
+  // Array.from, unlike map, visits the holes of a sparse array.
+  const entries = Array.from(items as unknown[], (item, index) => {
     const name = `items[${index}]`;
     if (typeof item !== 'object' || item === null) throw expected('ERR_TYPE', name, '{ cache, query }', item);
     const { cache, query } = item as AttendItem;
@@ -303,7 +326,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   });
   const lses = withLse ? rows.map((count) => allocate([1, heads, count], 'float32')) : null;
   return {
-    op: addon.cached,
+    op: outputs.every(({ data }) => data.length === 0) ? nothing : addon.cached,
     operands: [
       entries.map(({ native }) => native),
       queries.map(({ data }) => data),
@@ -312,7 +335,8 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
       mask.data === null ? null : [mask.data],
       checkSinks(options.sinks, heads),
     ],
-    numbers: Float64Array.of(
+    // Not Float64Array.of: a call takes only so many arguments, a batch may be longer.
+    numbers: Float64Array.from([
       typeNumbers[type],
       typeNumbers[(outputs[0] as Operand).type],
       heads,
@@ -326,7 +350,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
       rowsBeforeHeads ? 1 : 0,
       checkOffset(options.queryOffset),
       ...rows,
-    ),
+    ]),
     options,
     result: outputs.map((output, index) => ({
       output: options.out ?? (output as Tensor),

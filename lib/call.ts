@@ -1,5 +1,13 @@
 import { checkBoolean, checkChoice, checkInteger } from './check';
-import { AttentionError, type AttentionErrorCode, describe, expected } from './errors';
+import {
+  type AttentionError,
+  type AttentionErrorCode,
+  atCallOf,
+  expected,
+  guard,
+  type PublicEntry,
+  Text,
+} from './errors';
 import { type NativeOp, nativeInfo, type Outcome } from './native';
 import type { Tensor } from './tensor';
 
@@ -34,54 +42,69 @@ export interface Call<Result> {
   readonly result: Result;
 }
 
+/** Stands in for the native op of a call that has nothing to compute. */
+export const nothing: NativeOp = () => undefined;
+
 /** Runs a call on this thread. Errors' stacks begin at the caller of `entry`, the public function. */
-export function runSync<Result>(entry: (...args: never[]) => unknown, prepare: () => Call<Result>): Result {
-  try {
+export function runSync<Result>(entry: PublicEntry, prepare: () => Call<Result>): Result {
+  return guard(entry, () => {
     const call = prepare();
     const { threads, isa, signal } = checkHow(call.options);
     throwIfAborted(signal);
     const outcome = call.op(call.operands, call.numbers, threads, isa, false, null) as Outcome;
     if (outcome !== undefined) throw failure(outcome, signal);
     return call.result;
-  } catch (error) {
-    if (error instanceof AttentionError) Error.captureStackTrace(error, entry);
-    throw error;
-  }
+  });
 }
 
 /** Runs a call on a worker thread. Never throws: every failure is a rejection. */
-export async function runAsync<Result>(
-  entry: (...args: never[]) => unknown,
-  prepare: () => Call<Result>,
-): Promise<Result> {
-  let call: Call<Result>;
-  let how: How;
+export async function runAsync<Result>(entry: PublicEntry, prepare: () => Call<Result>): Promise<Result> {
   try {
-    call = prepare();
-    how = checkHow(call.options);
-    throwIfAborted(how.signal);
+    const call = prepare();
+    const { threads, isa, signal } = checkHow(call.options);
+    throwIfAborted(signal);
+    const flag = signal === undefined ? null : watch(signal);
+    try {
+      const outcome = await call.op(call.operands, call.numbers, threads, isa, true, flag);
+      if (outcome !== undefined) throw failure(outcome, signal);
+      return call.result;
+    } finally {
+      if (signal !== undefined && flag !== null) unwatch(signal, flag);
+    }
   } catch (error) {
-    if (error instanceof AttentionError) Error.captureStackTrace(error, entry);
-    throw error;
+    throw atCallOf(entry, error);
   }
-  const { threads, isa, signal } = how;
-  if (signal === undefined) {
-    const outcome = await call.op(call.operands, call.numbers, threads, isa, true, null);
-    if (outcome !== undefined) throw failure(outcome, signal);
-    return call.result;
+}
+
+/** Flags of the calls in flight under each signal: one listener a signal, however many calls share it. */
+const watched = new WeakMap<AbortSignal, { readonly flags: Set<Int32Array>; readonly listener: () => void }>();
+
+/** A flag that native code looks at and that is raised when the signal aborts. */
+function watch(signal: AbortSignal): Int32Array {
+  let entry = watched.get(signal);
+  if (entry === undefined) {
+    const flags = new Set<Int32Array>();
+    entry = {
+      flags,
+      listener: () => {
+        for (const flag of flags) flag[0] = 1;
+      },
+    };
+    watched.set(signal, entry);
+    signal.addEventListener('abort', entry.listener, { once: true });
   }
   const flag = new Int32Array(1);
-  const abort = (): void => {
-    flag[0] = 1;
-  };
-  signal.addEventListener('abort', abort, { once: true });
-  try {
-    const outcome = await call.op(call.operands, call.numbers, threads, isa, true, flag);
-    if (outcome !== undefined) throw failure(outcome, signal);
-    return call.result;
-  } finally {
-    signal.removeEventListener('abort', abort);
-  }
+  entry.flags.add(flag);
+  return flag;
+}
+
+function unwatch(signal: AbortSignal, flag: Int32Array): void {
+  const entry = watched.get(signal);
+  if (entry === undefined) return;
+  entry.flags.delete(flag);
+  if (entry.flags.size > 0) return;
+  watched.delete(signal);
+  signal.removeEventListener('abort', entry.listener);
 }
 
 interface How {
@@ -95,16 +118,22 @@ function checkHow({ device, isa, threads, signal }: CallOptions): How {
     if (typeof device !== 'string' || !/^cuda(:\d+)?$/.test(device)) {
       throw expected('ERR_ARGUMENT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", device);
     }
-    throw expected('ERR_DEVICE', 'device', 'a usable device', `${describe(device)}: ${noCuda}`);
+    throw expected('ERR_DEVICE', 'device', 'a usable device', new Text(`'${device}': ${noCuda}`));
   }
-  if (signal !== undefined && (typeof signal !== 'object' || signal === null || typeof signal.aborted !== 'boolean')) {
-    throw expected('ERR_ARGUMENT', 'signal', 'an AbortSignal', signal);
-  }
+  if (signal !== undefined && !isSignal(signal)) throw expected('ERR_ARGUMENT', 'signal', 'an AbortSignal', signal);
   return {
     threads: threads === undefined ? nativeInfo.threads : checkInteger('threads', threads, 1),
     isa: isa === undefined || isa === 'auto' ? '' : checkIsa(isa),
     signal,
   };
+}
+
+function isSignal(signal: unknown): boolean {
+  if (typeof signal !== 'object' || signal === null) return false;
+  const { aborted, addEventListener, removeEventListener } = signal as Partial<AbortSignal>;
+  return (
+    typeof aborted === 'boolean' && typeof addEventListener === 'function' && typeof removeEventListener === 'function'
+  );
 }
 
 /** Why no GPU can be asked for. */
@@ -124,15 +153,24 @@ function throwIfAborted(signal: AbortSignal | undefined): void {
 }
 
 function aborted(signal: AbortSignal | undefined): AttentionError {
-  return new AttentionError('ERR_ABORTED', 'signal', 'the call was aborted', { cause: signal?.reason });
+  return expected('ERR_ABORTED', 'signal', 'a signal that is not aborted', new Text('an aborted one'), {
+    cause: signal?.reason,
+  });
 }
+
+/** What was expected where native code reports a code. Its detail says what it met instead. */
+const expectations: Partial<Record<AttentionErrorCode, string>> = {
+  ERR_ARGUMENT: 'memory that stays as it was when the call began',
+  ERR_MEMORY: 'enough memory',
+  ERR_DEVICE: 'a usable device',
+};
 
 /** The error of a native outcome, `code:argument:detail`. */
 export function failure(outcome: string, signal?: AbortSignal): AttentionError {
-  const [code = 'ERR_ARGUMENT', argument = '', ...detail] = outcome.split(':');
+  const [code = '', argument = '', ...detail] = outcome.split(':');
   if (code === 'ERR_ABORTED') return aborted(signal);
-  const subject = argument === '' ? '' : `\`${argument}\`: `;
-  return new AttentionError(code as AttentionErrorCode, argument, `${subject}${detail.join(':')}`);
+  const what = expectations[code as AttentionErrorCode] ?? 'a supported call';
+  return expected(code as AttentionErrorCode, argument, what, new Text(detail.join(':')));
 }
 
 /** Reads the option `layout`: whether rows stand before heads. */

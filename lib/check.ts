@@ -1,6 +1,6 @@
 import { types } from 'node:util';
 
-import { expected } from './errors';
+import { expected, Text, typedArrayKind } from './errors';
 import type { DataType, Tensor, TensorData } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
@@ -51,8 +51,9 @@ export function checkOptions<T extends object>(
 export function checkMemory(name: string, array: ArrayBufferView): void {
   const buffer = array.buffer as ArrayBuffer & { resizable?: boolean };
   if (types.isSharedArrayBuffer(buffer))
-    throw expected('ERR_TYPE', name, 'memory that is not shared', 'a SharedArrayBuffer');
-  if (buffer.resizable === true) throw expected('ERR_TYPE', name, 'memory of a fixed size', 'a resizable ArrayBuffer');
+    throw expected('ERR_TYPE', name, 'memory that is not shared', new Text('a SharedArrayBuffer'));
+  if (buffer.resizable === true)
+    throw expected('ERR_TYPE', name, 'memory of a fixed size', new Text('a resizable ArrayBuffer'));
 }
 
 /** Checks that `data` is of the kind `type` says and holds as many elements as `dims` say. */
@@ -67,13 +68,18 @@ export function checkTensorData(name: string, { data, dims, type }: Tensor): voi
   for (const extent of dims) product *= extent;
   if (data.length !== product) {
     const detached = data.length === 0 ? ' (is its buffer detached?)' : '';
-    throw expected('ERR_SHAPE', name, `${product} elements for dims [${dims.join(', ')}]`, `${data.length}${detached}`);
+    throw expected(
+      'ERR_SHAPE',
+      name,
+      `${product} elements for dims [${dims.join(', ')}]`,
+      new Text(`${data.length}${detached}`),
+    );
   }
   checkMemory(name, data as ArrayBufferView);
 }
 
 function isFloat16Array(data: unknown): boolean {
-  return Object.prototype.toString.call(data) === '[object Float16Array]';
+  return typedArrayKind(data) === 'Float16Array';
 }
 
 /** A tensor as native code takes it: bfloat16 and float16 as bits. */
@@ -107,7 +113,7 @@ export function checkOut(out: unknown, dims: readonly number[], inputs: readonly
   }
   for (const input of inputs) {
     if (input !== null && overlap(operand.data, input)) {
-      throw expected('ERR_ARGUMENT', 'out', 'memory that no input uses', 'a view that overlaps an input');
+      throw expected('ERR_ARGUMENT', 'out', 'memory that no input uses', new Text('a view that overlaps an input'));
     }
   }
   return operand;
@@ -128,10 +134,10 @@ export function checkInteger(name: string, value: unknown, low: number, high = N
   return value;
 }
 
-/** A finite number, optionally at least `low`. */
+/** A number that is finite in float32, which native code computes in, optionally at least `low`. */
 export function checkFinite(name: string, value: unknown, low = -Infinity): number {
-  if (typeof value !== 'number' || !Number.isFinite(value) || value < low) {
-    throw expected('ERR_ARGUMENT', name, low === -Infinity ? 'a finite number' : `a finite number >= ${low}`, value);
+  if (typeof value !== 'number' || !Number.isFinite(Math.fround(value)) || value < low) {
+    throw expected('ERR_ARGUMENT', name, `a finite float32${low === -Infinity ? '' : ` >= ${low}`}`, value);
   }
   return value;
 }

@@ -1,5 +1,6 @@
-import { runSync } from './call';
+import { nothing, runSync } from './call';
 import { checkDims, checkInteger, checkOptions, checkTensorData, checkType } from './check';
+import { expected, guard } from './errors';
 import { addon, typeNumbers } from './native';
 import { allocate, type DataType, type RandomNormalOptions, type Tensor, type TensorOf } from './tensor';
 
@@ -11,13 +12,16 @@ import { allocate, type DataType, type RandomNormalOptions, type Tensor, type Te
 export function cast<Type extends DataType>(source: Tensor, type: Type): TensorOf<Type>;
 export function cast(source: Tensor, type: DataType): Tensor {
   return runSync(cast, () => {
+    if (typeof source !== 'object' || source === null) {
+      throw expected('ERR_TYPE', 'source', 'a tensor { data, dims, type }', source);
+    }
     const { data, dims } = source;
     const from = checkType('source', source.type);
     checkTensorData('source', { data, dims: checkDims('source', dims), type: from });
     const target = allocate([...dims], checkType('type', type));
     const bits = from === 'float32' ? data : new Uint16Array(data.buffer, data.byteOffset, data.length);
     return {
-      op: addon.convert,
+      op: data.length === 0 ? nothing : addon.convert,
       operands: [bits, target.data],
       numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], data.length),
       options: {},
@@ -41,18 +45,21 @@ export function randomNormal<Type extends DataType = 'float32'>(
   options?: RandomNormalOptions & { readonly type?: Type },
 ): TensorOf<Type>;
 export function randomNormal(dims: readonly number[], options?: RandomNormalOptions): Tensor {
-  const { seed = 0, type = 'float32' } = checkOptions('options', options, randomNormalOptions);
-  const uniform = xoshiro128(checkInteger('seed', seed, 0, 2 ** 32 - 1));
-  const result = allocate([...checkDims('dims', dims)], 'float32') as TensorOf<'float32'>;
-  const { data } = result;
-  for (let i = 0; i < data.length; i += 2) {
-    // 1 − u lies in (0, 1], where the logarithm is finite.
-    const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
-    const angle = 2 * Math.PI * uniform();
-    data[i] = radius * Math.cos(angle);
-    if (i + 1 < data.length) data[i + 1] = radius * Math.sin(angle);
-  }
-  return checkType('type', type) === 'float32' ? result : cast(result, type);
+  return guard(randomNormal, () => {
+    const { seed = 0, type = 'float32' } = checkOptions('options', options, randomNormalOptions);
+    const uniform = xoshiro128(checkInteger('seed', seed, 0, 2 ** 32 - 1));
+    const wanted = checkType('type', type);
+    const result = allocate([...checkDims('dims', dims)], 'float32') as TensorOf<'float32'>;
+    const { data } = result;
+    for (let i = 0; i < data.length; i += 2) {
+      // 1 − u lies in (0, 1], where the logarithm is finite.
+      const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
+      const angle = 2 * Math.PI * uniform();
+      data[i] = radius * Math.cos(angle);
+      if (i + 1 < data.length) data[i + 1] = radius * Math.sin(angle);
+    }
+    return wanted === 'float32' ? result : cast(result, wanted);
+  });
 }
 
 /** Uniform numbers in [0, 1) with 32 bits. */

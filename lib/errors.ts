@@ -29,9 +29,39 @@ export class AttentionError extends Error {
   }
 }
 
+/** Text to stand in a message as it is, where {@link expected} would describe a value. */
+export class Text {
+  constructor(readonly text: string) {}
+}
+
 /** Builds the error of the common grammar: expected X for `name`, received Y. */
-export function expected(code: AttentionErrorCode, name: string, what: string, received: unknown): AttentionError {
-  return new AttentionError(code, name, `expected ${what} for \`${name}\`, received ${describe(received)}`);
+export function expected(
+  code: AttentionErrorCode,
+  name: string,
+  what: string,
+  received: unknown,
+  options?: ErrorOptions,
+): AttentionError {
+  const shown = received instanceof Text ? received.text : describe(received);
+  return new AttentionError(code, name, `expected ${what} for \`${name}\`, received ${shown}`, options);
+}
+
+/** A public function or class, at whose caller stacks begin. */
+export type PublicEntry = ((...args: never[]) => unknown) | (new (...args: never[]) => unknown);
+
+/** Runs a public function's body so that its errors' stacks begin at that function's caller. */
+export function guard<Result>(entry: PublicEntry, body: () => Result): Result {
+  try {
+    return body();
+  } catch (error) {
+    throw atCallOf(entry, error);
+  }
+}
+
+/** The error, with a stack that begins at the caller of `entry` if it is one of ours. */
+export function atCallOf(entry: PublicEntry, error: unknown): unknown {
+  if (error instanceof AttentionError) Error.captureStackTrace(error, entry);
+  return error;
 }
 
 const maxShown = 80;
@@ -51,8 +81,16 @@ export function describe(value: unknown): string {
   return tagOf(value) === 'Object' ? 'an object' : tagOf(value);
 }
 
-/** The `Symbol.toStringTag` name, which unlike `instanceof` does not depend on the realm. */
-export function tagOf(value: unknown): string {
+const typedArrayTag = Object.getOwnPropertyDescriptor(Object.getPrototypeOf(Uint8Array.prototype), Symbol.toStringTag)
+  ?.get as () => string | undefined;
+
+/** Kind of a typed array ('Float16Array', …), which unlike `instanceof` does not depend on the realm and cannot be forged. */
+export function typedArrayKind(value: unknown): string | undefined {
+  return typedArrayTag.call(value);
+}
+
+/** The `Symbol.toStringTag` name, for messages. */
+function tagOf(value: unknown): string {
   return Object.prototype.toString.call(value).slice(8, -1);
 }
 

@@ -153,7 +153,11 @@ export function checkScale(scale: unknown, headDim: number): number {
 }
 
 export function checkSoftcap(softcap: unknown): number {
-  return softcap === undefined ? 0 : checkFinite('softcap', softcap, 0);
+  const cap = softcap === undefined ? 0 : checkFinite('softcap', softcap, 0);
+  // A cap too small for float32 would silently mean none.
+  if (cap > 0 && Math.fround(cap) < 2 ** -126)
+    throw expected('ERR_ARGUMENT', 'softcap', '0 or a normal float32', softcap);
+  return cap;
 }
 
 export function checkSinks(sinks: unknown, heads: number): Float32Array | null {
@@ -164,8 +168,8 @@ export function checkSinks(sinks: unknown, heads: number): Float32Array | null {
   const result = new Float32Array(heads);
   for (let head = 0; head < heads; head++) {
     const logit = list[head];
-    if (typeof logit !== 'number' || Number.isNaN(logit) || logit === Infinity) {
-      throw expected('ERR_ARGUMENT', `sinks[${head}]`, 'a number below infinity', logit);
+    if (typeof logit !== 'number' || !(Math.fround(logit) < Infinity)) {
+      throw expected('ERR_ARGUMENT', `sinks[${head}]`, 'a float32 below infinity', logit);
     }
     result[head] = logit;
   }

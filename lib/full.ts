@@ -1,4 +1,4 @@
-import { type Call, checkLayout, runAsync, runSync } from './call';
+import { type Call, checkLayout, nothing, runAsync, runSync } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import {
@@ -102,7 +102,7 @@ function prepare(
     options.out === undefined ? (allocate(outDims, query.type) as Operand) : checkOut(options.out, outDims, inputs);
   const lse = withLse ? allocate([batch, heads, queries], 'float32') : null;
   return {
-    op: addon.full,
+    op: output.data.length === 0 ? nothing : addon.full,
     operands: [
       query.data,
       key.data,

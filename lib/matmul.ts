@@ -1,4 +1,4 @@
-import { type Call, type CallOptions, callOptionNames, checkFlag, runAsync, runSync } from './call';
+import { type Call, type CallOptions, callOptionNames, checkFlag, nothing, runAsync, runSync } from './call';
 import { checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { addon, typeNumbers } from './native';
@@ -45,9 +45,10 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
   const dims = [...batchDims, m, n];
   const output =
     options.out === undefined ? (allocate(dims, a.type) as Operand) : checkOut(options.out, dims, [a.data, b.data]);
+  const empty = output.data.length === 0;
   return {
-    op: addon.matmul,
-    operands: [a.data, b.data, output.data, offsets(batchDims, a, b)],
+    op: empty ? nothing : addon.matmul,
+    operands: [a.data, b.data, output.data, empty ? null : offsets(batchDims, a, b)],
     numbers: Float64Array.of(
       typeNumbers[a.type],
       typeNumbers[b.type],

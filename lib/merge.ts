@@ -1,4 +1,4 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, runAsync, runSync } from './call';
+import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
 import { checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import type { AttentionWithLse } from './full';
@@ -39,7 +39,8 @@ function prepare(parts: readonly AttentionWithLse[], given: MergeOptions | undef
     throw expected('ERR_ARGUMENT', 'parts', 'an array of at least one { output, lse }', parts);
   const options: MergeOptions = checkOptions('options', given, optionNames);
   const rowsBeforeHeads = checkLayout(options.layout);
-  const checked = parts.map((part: unknown, index) => {
+  // Array.from, unlike map, visits the holes of a sparse array.
+  const checked = Array.from(parts, (part: unknown, index) => {
     const name = `parts[${index}]`;
     if (typeof part !== 'object' || part === null) throw expected('ERR_TYPE', name, '{ output, lse }', part);
     const { output, lse } = part as AttentionWithLse;
@@ -64,7 +65,7 @@ function prepare(parts: readonly AttentionWithLse[], given: MergeOptions | undef
   if (output.type !== type) throw expected('ERR_TYPE', 'out', `type '${type}' as in the parts`, output.type);
   const lse = allocate(lseDims, 'float32') as TensorOf<'float32'>;
   return {
-    op: addon.merge,
+    op: output.data.length === 0 ? nothing : addon.merge,
     operands: [output.data, lse.data, ...memory],
     numbers: Float64Array.of(typeNumbers[type], checked.length, batch, heads, length, dim, rowsBeforeHeads ? 1 : 0),
     options,

@@ -1,5 +1,5 @@
 import { checkDims, checkTensorData, checkType } from './check';
-import { expected } from './errors';
+import { expected, guard, typedArrayKind } from './errors';
 
 /** Element types of tensors. bfloat16 is held in a `Uint16Array`, float16 in a `Uint16Array` or a `Float16Array`. */
 export type DataType = 'float32' | 'float16' | 'bfloat16';
@@ -58,19 +58,20 @@ export function tensor<Type extends 'float16' | 'bfloat16'>(
 ): TensorOf<Type>;
 export function tensor(data: TensorData, dims: readonly number[], type?: DataType): Tensor;
 export function tensor(data: TensorData, dims: readonly number[], type?: DataType): Tensor {
-  const kind = Object.prototype.toString.call(data);
-  const inferred =
-    type ?? (kind === '[object Float32Array]' ? 'float32' : kind === '[object Float16Array]' ? 'float16' : undefined);
-  if (inferred === undefined && kind === '[object Uint16Array]') {
-    throw expected('ERR_TYPE', 'type', "'float16' or 'bfloat16' (data is a Uint16Array)", type);
-  }
-  const result = {
-    data,
-    dims: Object.freeze([...checkDims('dims', dims)]),
-    type: checkType('type', inferred ?? 'float32'),
-  };
-  checkTensorData('data', result);
-  return result;
+  return guard(tensor, () => {
+    const kind = typedArrayKind(data);
+    const inferred = kind === 'Float32Array' ? 'float32' : kind === 'Float16Array' ? 'float16' : undefined;
+    if (type === undefined && inferred === undefined) {
+      throw expected('ERR_TYPE', 'type', 'a type, which only a Float32Array or Float16Array goes without,', type);
+    }
+    const result = {
+      data,
+      dims: Object.freeze([...checkDims('dims', dims)]),
+      type: checkType('type', type ?? inferred),
+    };
+    checkTensorData('data', result);
+    return result;
+  });
 }
 
 /**
@@ -82,7 +83,7 @@ export function tensor(data: TensorData, dims: readonly number[], type?: DataTyp
  */
 export function zeros<Type extends DataType = 'float32'>(dims: readonly number[], type?: Type): TensorOf<Type>;
 export function zeros(dims: readonly number[], type: DataType = 'float32'): Tensor {
-  return allocate(checkDims('dims', dims), checkType('type', type));
+  return guard(zeros, () => allocate([...checkDims('dims', dims)], checkType('type', type)));
 }
 
 /** Allocates without checking: dims are known to be valid. */
@@ -92,9 +93,7 @@ export function allocate(dims: readonly number[], type: DataType): Tensor {
   try {
     return { data: type === 'float32' ? new Float32Array(length) : new Uint16Array(length), dims, type };
   } catch (cause) {
-    const error = expected('ERR_MEMORY', 'dims', 'a size that can be allocated', dims);
-    error.cause = cause;
-    throw error;
+    throw expected('ERR_MEMORY', 'dims', 'a size that can be allocated', dims, { cause });
   }
 }
 

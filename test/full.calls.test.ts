@@ -8,7 +8,7 @@ import {
   mergeAttentionSync,
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
-import { filled, from, guarded, normal, normalInputs, slice, types } from './data';
+import { filled, from, guarded, normal, normalInputs, slice, swapLayout, types } from './data';
 import { expectAttention } from './expectation';
 import { bitsOf, expectSameBits } from './full-run';
 import { toFloat64 } from './half';
@@ -82,6 +82,40 @@ describe('out', () => {
   });
 });
 
+describe('out of another type', () => {
+  const pairs = types.flatMap((type) => types.filter((other) => other !== type).map((other) => [type, other] as const));
+
+  test.each(pairs)('%s inputs, %s output: rounded once, from float32', (type, other) => {
+    const inputs = normalInputs(shape, 87, type);
+    const expected = expectAttention(inputs.q, inputs.k, inputs.v, options);
+    for (const isa of isaRows('full')) {
+      const { tensor, check } = guarded(expected.output.dims, other);
+      const { output } = attentionWithLseSync(inputs.q, inputs.k, inputs.v, { ...options, isa, out: tensor });
+      check();
+      expect(output.type).toBe(other);
+      compare(output, expected.output, isa);
+    }
+  });
+});
+
+describe('forms an option may take', () => {
+  test('lists of numbers are plain or typed', () => {
+    const lengths = { keyLengths: [100, 7], queryLengths: [3, 30] };
+    const plain = attentionSync(q, k, v, { ...lengths, sinks: [1, 2, 3, 4] });
+    const typed = attentionSync(q, k, v, {
+      keyLengths: Int32Array.from(lengths.keyLengths),
+      queryLengths: Int32Array.from(lengths.queryLengths),
+      sinks: Float32Array.of(1, 2, 3, 4),
+    });
+    expectSameBits(typed, plain);
+  });
+
+  test('an option that is undefined is not given', () => {
+    const none = { causal: undefined, window: undefined, mask: undefined, sinks: undefined, threads: undefined };
+    expectSameBits(attentionSync(q, k, v, none as Parameters<typeof attentionSync>[3]), attentionSync(q, k, v));
+  });
+});
+
 describe('isa', () => {
   test("is 'auto' unless given, which is one of the rows", () => {
     const wanted = attentionSync(q, k, v, options);
@@ -141,6 +175,20 @@ describe('merging', () => {
     const later = await mergeAttention(parts);
     expectSameBits(later.output, merged.output);
     expectSameBits(later.lse, merged.lse);
+  });
+
+  test('layout and out', async () => {
+    const parts = pieces.map((piece) => attentionWithLseSync(q, piece.k, piece.v));
+    const wanted = mergeAttentionSync(parts);
+    const swapped = parts.map(({ output, lse }) => ({ output: swapLayout(output), lse }));
+    for (const merge of [mergeAttentionSync, mergeAttention]) {
+      const { tensor, check } = guarded([2, 30, 4, 24]);
+      const { output, lse } = await merge(swapped, { layout: 'blhd', out: tensor });
+      check();
+      expect(output.data).toBe(tensor.data);
+      expectSameBits(swapLayout(output), wanted.output);
+      expectSameBits(lse, wanted.lse);
+    }
   });
 
   test('one part is itself', () => {

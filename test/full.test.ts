@@ -73,6 +73,7 @@ describe('each option alone', () => {
     'additive mask, rank 4': { mask: additiveMask([2, 2, 75, 141], 3) },
     'additive mask, broadcast': { mask: additiveMask([2, 1, 1, 141], 4) },
     softcap: { softcap: 0.8 },
+    'softcap 0 is off': { softcap: 0 },
     'softcap far above every score': { softcap: 1000 },
     sinks: { sinks: Float32Array.of(1.5, -2) },
     'sinks, one dominant, one off': { sinks: Float32Array.of(30, -Infinity) },
@@ -215,6 +216,24 @@ describe.each(types)('%s', (type) => {
       inputs: () => make({ heads: 4, kvHeads: 2, queries: 1, keys: 1500, headDim: 64 }, 42, type),
       options: { causal: true },
     };
+  }
+  table(cases);
+});
+
+describe('queries of another type than keys and values', () => {
+  const cases: Record<string, Case> = {};
+  for (const type of types) {
+    for (const other of types.filter((each) => each !== type)) {
+      for (const queries of [1, 70]) {
+        cases[`${queries} ${type} on ${other}`] = {
+          inputs: () => {
+            const shape = { heads: 4, kvHeads: 2, queries, keys: 200, headDim: 24, valueDim: 31 };
+            return { ...normalInputs(shape, 43, other), q: normalInputs(shape, 43, type).q };
+          },
+          options: { causal: true },
+        };
+      }
+    }
   }
   table(cases);
 });

@@ -111,6 +111,24 @@ describe.each(types)('%s', (type) => {
   });
 });
 
+describe('three types at once', () => {
+  const triples = types.flatMap((a) => types.flatMap((b) => types.map((c) => [a, b, c] as const)));
+  test.each(triples)('%s by %s to %s', (typeA, typeB, typeC) => {
+    for (const transposeB of [false, true]) {
+      const { a } = factors(11, 40, 23, typeA, transposeB);
+      const { b } = factors(11, 40, 23, typeB, transposeB);
+      const expected = expectMatmul(a, b, { transposeB });
+      for (const isa of rows) {
+        const out = guarded(expected.dims, typeC);
+        const product = matmulSync(a, b, { transposeB, isa, out: out.tensor });
+        out.check();
+        expect(product.type).toBe(typeC);
+        compare(product, expected, isa);
+      }
+    }
+  });
+});
+
 describe('batches', () => {
   const cases: Record<string, Case> = {};
   const batches = [

@@ -1,6 +1,6 @@
 import type { Tensor } from '../lib/tensor';
 import { toFloat32 } from './half';
-import { type AttentionMeaning, problemOf } from './problem';
+import { type AttentionMeaning, hidden, problemOf } from './problem';
 import { type MatmulMeaning, planMatmul } from './reference-matmul';
 
 // The textbook forms in the kernels' own precision: every step rounded to float32, sums from left to right. Their
@@ -33,9 +33,9 @@ export function naiveAttention(
 
         let max = sink;
         for (let j = 0; j < p.keys; j++) {
-          scores[j] = -Infinity;
+          scores[j] = hidden;
           const bias = p.bias(b, h, i, j);
-          if (bias === -Infinity) continue;
+          if (bias === hidden) continue;
           const kRow = p.row(k, b, kvHead, j);
           let dot = f32(0);
           for (let d = 0; d < p.headDim; d++) dot = f32(dot + f32(qs[qRow + d] * ks[kRow + d]));
@@ -44,11 +44,11 @@ export function naiveAttention(
           scores[j] = f32(score + bias);
           max = Math.max(max, scores[j]);
         }
-        if (max === -Infinity) continue;
+        if (max === hidden) continue;
 
         let sum = f32(Math.exp(f32(sink - max)));
         for (let j = 0; j < p.keys; j++) {
-          if (scores[j] === -Infinity) continue;
+          if (scores[j] === hidden) continue;
           scores[j] = Math.exp(f32(scores[j] - max));
           sum = f32(sum + scores[j]);
         }
@@ -56,7 +56,7 @@ export function naiveAttention(
 
         const oRow = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
         for (let j = 0; j < p.keys; j++) {
-          if (scores[j] === -Infinity) continue;
+          if (scores[j] === hidden) continue;
           const weight = f32(scores[j] / sum);
           const vRow = p.row(v, b, kvHead, j);
           for (let d = 0; d < p.valueDim; d++) {

@@ -1,5 +1,11 @@
 import type { MaskTensor, Tensor } from '../lib/tensor';
 
+/**
+ * The bias of a key that may not be seen. A name of its own because the global Infinity is looked up anew at every use in
+ * Jest's sandbox, which dwarfs the arithmetic of the inner loops.
+ */
+export const hidden = -Infinity;
+
 export type Layout = 'bhld' | 'blhd';
 
 /** The options of exact attention that change its result. */
@@ -7,13 +13,13 @@ export interface AttentionMeaning {
   readonly scale?: number;
   readonly layout?: Layout;
   readonly causal?: boolean;
-  readonly queryOffset?: number | readonly number[];
+  readonly queryOffset?: number;
   readonly window?: readonly [number, number];
   readonly mask?: MaskTensor;
   readonly softcap?: number;
   readonly sinks?: Float32Array;
-  readonly keyLengths?: ArrayLike<number>;
-  readonly queryLengths?: ArrayLike<number>;
+  readonly keyLengths?: readonly number[] | Int32Array;
+  readonly queryLengths?: readonly number[] | Int32Array;
 }
 
 /** One exact-attention call with every default filled in. */
@@ -53,10 +59,7 @@ export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMea
 
   const keyLength = (sequence: number) => options.keyLengths?.[sequence] ?? keys;
   const queryLength = (sequence: number) => options.queryLengths?.[sequence] ?? queries;
-  const offsetOf = (sequence: number) => {
-    const given = typeof queryOffset === 'object' ? queryOffset[sequence] : queryOffset;
-    return given ?? keyLength(sequence) - queryLength(sequence);
-  };
+  const offsetOf = (sequence: number) => queryOffset ?? keyLength(sequence) - queryLength(sequence);
   const fromMask = mask === undefined ? () => 0 : maskReader(mask);
 
   return {
@@ -68,7 +71,7 @@ export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMea
     headDim,
     valueDim,
     scale: options.scale ?? 1 / Math.sqrt(headDim),
-    softcap: options.softcap,
+    softcap: options.softcap || undefined,
     dims: layout === 'bhld' ? [batch, heads, queries, valueDim] : [batch, queries, heads, valueDim],
     row: ({ dims }, sequence, head, position) => {
       const [middle, inner] = layout === 'bhld' ? [head, position] : [position, head];
@@ -76,10 +79,10 @@ export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMea
     },
     valid: (sequence, query) => query < queryLength(sequence),
     bias: (sequence, head, query, key) => {
-      if (key >= keyLength(sequence)) return -Infinity;
+      if (key >= keyLength(sequence)) return hidden;
       const own = query + offsetOf(sequence);
-      if (causal && key > own) return -Infinity;
-      if (key < own - window[0] || key > own + window[1]) return -Infinity;
+      if (causal && key > own) return hidden;
+      if (key < own - window[0] || key > own + window[1]) return hidden;
       return fromMask(sequence, head, query, key);
     },
     sink: (head) => sinks?.[head] ?? -Infinity,
@@ -91,7 +94,7 @@ function maskReader({ data, dims, type }: MaskTensor): Problem['bias'] {
   const extents = [1, 1, 1, ...dims].slice(-4);
   return (...at) => {
     const index = at.reduce((sum, position, axis) => sum * extents[axis] + (extents[axis] === 1 ? 0 : position), 0);
-    if (type === 'bool') return data[index] ? 0 : -Infinity;
+    if (type === 'bool') return data[index] ? 0 : hidden;
     return data[index];
   };
 }

@@ -1,6 +1,6 @@
 import type { Tensor } from '../lib/tensor';
 import { toFloat64 } from './half';
-import { type AttentionMeaning, problemOf } from './problem';
+import { type AttentionMeaning, hidden, problemOf } from './problem';
 
 /**
  * The float64 answer of a computation. `scale` has, for each value, the sum of the absolute values of the terms that
@@ -51,9 +51,9 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
 
         let max = sink;
         for (let j = 0; j < p.keys; j++) {
-          scores[j] = -Infinity;
+          scores[j] = hidden;
           const bias = p.bias(b, h, i, j);
-          if (bias === -Infinity) continue;
+          if (bias === hidden) continue;
           const kRow = p.row(k, b, kvHead, j);
           let dot = 0;
           let size = 0;
@@ -68,7 +68,7 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
           sizes[j] = size * Math.abs(p.scale) + Math.abs(bias);
           max = Math.max(max, scores[j]);
         }
-        if (max === -Infinity) continue;
+        if (max === hidden) continue;
 
         let sum = Math.exp(sink - max);
         for (const score of scores) sum += Math.exp(score - max);
@@ -78,7 +78,7 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
         lse[row] = max + Math.log(sum);
         if (sink !== -Infinity) lseScale[row] += Math.abs(sink);
         for (let j = 0; j < p.keys; j++) {
-          if (scores[j] === -Infinity) continue;
+          if (scores[j] === hidden) continue;
           const weight = Math.exp(scores[j] - max) / sum;
           const vRow = p.row(v, b, kvHead, j);
           lseScale[row] += weight * sizes[j];
@@ -111,7 +111,7 @@ export function referenceMerge(parts: readonly ReferencePart[]): ReferencePart &
   const lse = new Float64Array(firstLse.length).fill(-Infinity);
   for (let row = 0; row < lse.length; row++) {
     const max = parts.reduce((most, part) => Math.max(most, part.lse[row]), -Infinity);
-    if (max === -Infinity) continue;
+    if (max === hidden) continue;
     const sum = parts.reduce((total, part) => total + Math.exp(part.lse[row] - max), 0);
     lse[row] = max + Math.log(sum);
     for (const part of parts) {

@@ -1,6 +1,7 @@
 import { tensor } from '../../lib';
 import { type EncodeOptions, encode, maxPieces } from './encoder';
 import type { EncoderWeights, Matrix } from './weights';
+import { Workspace } from './workspace';
 
 /** Pieces of a batch, padding included: enough rows to keep every thread busy, few enough for the larger caches. */
 const batchPieces = 2048;
@@ -11,11 +12,11 @@ const batchPieces = 2048;
  * @returns indices into `sentences`, every one once; the longest sentences come first, so that the time left is never guessed too low
  */
 export function batchesOf(sentences: readonly (readonly number[])[], pieces = batchPieces): number[][] {
-  const lengthOf = (index: number) => Math.min(sentences[index]?.length ?? 0, maxPieces);
+  const lengthOf = (index: number) => Math.min(sentences[index].length, maxPieces);
   const order = Array.from(sentences.keys()).sort((a, b) => lengthOf(b) - lengthOf(a));
   const batches: number[][] = [];
   for (let start = 0; start < order.length; ) {
-    const longest = Math.max(1, lengthOf(order[start] ?? 0));
+    const longest = Math.max(1, lengthOf(order[start]));
     const end = start + Math.max(1, Math.floor(pieces / longest));
     batches.push(order.slice(start, end));
     start = end;
@@ -36,9 +37,14 @@ export async function encodeAll(
   onBatch: (indices: readonly number[]) => void = () => {},
 ): Promise<Matrix> {
   const width = weights.head.bias.length;
+  const workspace = options.workspace ?? new Workspace();
   const all = new Float32Array(sentences.length * width);
   for (const batch of batchesOf(sentences)) {
-    const embeddings = await encode(weights, batch.map((index) => sentences[index] ?? []), options);
+    const embeddings = await encode(
+      weights,
+      batch.map((index) => sentences[index]),
+      { ...options, workspace },
+    );
     for (const [row, index] of batch.entries()) {
       all.set(embeddings.data.subarray(row * width, (row + 1) * width), index * width);
     }

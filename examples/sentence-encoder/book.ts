@@ -53,7 +53,12 @@ const seams: readonly Seam[] = [
   (text) => text.split(/(?<=\s)/),
 ];
 
-function cut(text: string, count: (text: string) => number, limit: number, [seam, ...finer]: readonly Seam[]): string[] {
+function cut(
+  text: string,
+  count: (text: string) => number,
+  limit: number,
+  [seam, ...finer]: readonly Seam[],
+): string[] {
   if (seam === undefined) return [text];
   const parts = seam(text).flatMap((part) => (count(part) <= limit ? [part] : cut(part, count, limit, finer)));
   // Passages of about the same length, rather than full ones and a remainder of a few words.

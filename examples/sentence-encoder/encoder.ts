@@ -1,15 +1,18 @@
 import { attention, matmul, tensor } from '../../lib';
 import { add, addBias, addBiasRelu, layerNorm, meanOverLength, tanhNormalised } from './elementwise';
-import type { EncoderWeights, Layer, Linear, Matrix } from './weights';
+import type { EncoderWeights, Layer, LayerNorm, Linear, Matrix } from './weights';
+import { Workspace } from './workspace';
 
-/** Pieces after this many are not read: the model was made so, and has no say in it. */
+/** Pieces after this many are not read: so says the model's graph. */
 export const maxPieces = 128;
 
 export interface EncodeOptions {
-  /** Threads of every product and every attention. Default: the package's. */
+  /** Most threads of every product and every attention. Default: all cores. */
   readonly threads?: number;
   /** Is added to: milliseconds spent waiting for each kind of native call. */
   readonly times?: Times;
+  /** Memory to work in, worth keeping from call to call; calls at the same time need their own. Default: new. */
+  readonly workspace?: Workspace;
 }
 
 export interface Times {
@@ -17,12 +20,14 @@ export interface Times {
   products: number;
 }
 
-/** Sequences of a batch are padded to the longest. Rows of every matrix below are [batch · length]. */
-interface Batch extends EncodeOptions {
+/** What all steps of one call share. Sequences are padded to the longest: matrices have batch · length rows. */
+interface Batch {
   /** Pieces of each sequence, [batch]. */
   readonly lengths: readonly number[];
   /** The longest of them, at least 1. */
   readonly length: number;
+  readonly workspace: Workspace;
+  readonly options: EncodeOptions;
 }
 
 /**
@@ -38,15 +43,15 @@ export async function encode(
   options: EncodeOptions = {},
 ): Promise<Matrix> {
   const lengths = sentences.map((ids) => Math.min(ids.length, maxPieces));
-  const batch: Batch = { ...options, lengths, length: Math.max(1, ...lengths) };
+  const workspace = options.workspace ?? new Workspace();
+  const batch: Batch = { lengths, length: Math.max(1, ...lengths), workspace, options };
 
   let x = embed(weights, sentences, batch);
-  for (const layer of weights.layers) x = await transformerLayer(layer, x, batch);
+  for (const [index, layer] of weights.layers.entries()) x = await transformerLayer(layer, `layer ${index}`, x, batch);
 
-  const width = x.dims[1] ?? 0;
-  const mean = tensor(meanOverLength(x.data, lengths, width), [lengths.length, width]);
-  const hidden = await linear(weights.head, mean, batch);
-  return tensor(tanhNormalised(hidden.data, width), hidden.dims);
+  const mean = meanOverLength(x, lengths, workspace.matrix('mean', lengths.length, x.dims[1]));
+  const hidden = await linear(weights.head, mean, 'hidden', batch);
+  return tensor(tanhNormalised(hidden).data.slice(), hidden.dims);
 }
 
 /**
@@ -57,91 +62,88 @@ export async function encode(
 function embed(
   { embeddings, frequencies }: EncoderWeights,
   sentences: readonly (readonly number[])[],
-  { lengths, length }: Batch,
+  { lengths, length, workspace }: Batch,
 ): Matrix {
-  const [pieces = 0, width = 0] = embeddings.dims;
+  const [pieces, width] = embeddings.dims;
   const half = width / 2;
-  const x = new Float32Array(lengths.length * length * width);
+  const x = workspace.matrix('embedded', lengths.length * length, width);
+  x.data.fill(0);
   for (const [sequence, ids] of sentences.entries()) {
     for (const [position, id] of ids.slice(0, maxPieces).entries()) {
-      if (!Number.isInteger(id) || id < 0 || id >= pieces) throw new RangeError(`expected ids of pieces below ${pieces}, received ${id}`);
+      if (!Number.isInteger(id) || id < 0 || id >= pieces) {
+        throw new RangeError(`Expected ids of pieces, from 0 to ${pieces - 1}, received ${id}.`);
+      }
       const row = (sequence * length + position) * width;
       const from = id * width;
       for (let i = 0; i < half; i++) {
-        // The graph multiplies in float32; at position 127 the rounding of this product is most of what could differ.
-        const angle = Math.fround(position * frequencies[i]!);
-        x[row + i] = 2 * embeddings.data[from + i]! + Math.sin(angle);
-        x[row + half + i] = 2 * embeddings.data[from + half + i]! + Math.cos(angle);
+        const angle = position * frequencies[i];
+        x.data[row + i] = 2 * embeddings.data[from + i] + Math.sin(angle);
+        x.data[row + half + i] = 2 * embeddings.data[from + half + i] + Math.cos(angle);
       }
     }
   }
-  return tensor(x, [lengths.length * length, width]);
+  return x;
 }
 
 /**
  * y = residual(x) + SelfAttention(LayerNorm(x)), then y + FeedForward(LayerNorm(y)).
  *
+ * @param name of the result, in the workspace
  * @param x [batch · length, inner]
  * @returns [batch · length, 512]
  */
-async function transformerLayer(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
-  const residual = layer.widenResidual === undefined ? x : await linear(layer.widenResidual, x, batch);
-  const mixed = await selfAttention(layer, normalised(x, layer.attentionNorm), batch);
-  const y = tensor(add(mixed.data, residual.data), mixed.dims);
-
-  const fed = await feedForward(layer, normalised(y, layer.feedForwardNorm), batch);
-  return tensor(add(fed.data, y.data), fed.dims);
+async function transformerLayer(layer: Layer, name: string, x: Matrix, batch: Batch): Promise<Matrix> {
+  const residual = layer.widenResidual ? await linear(layer.widenResidual, x, 'residual', batch) : x;
+  const y = add(await selfAttention(layer, normalised(x, layer.attentionNorm, batch), batch), residual);
+  return add(await feedForward(layer, normalised(y, layer.feedForwardNorm, batch), name, batch), y);
 }
 
 /** x [batch · length, inner] → [batch · length, 512]. Padded positions ask, but are not seen. */
 async function selfAttention(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
-  const { lengths, length, threads, times } = batch;
-  const [rows = 0, inner = 0] = x.dims;
+  const { lengths, length, workspace, options } = batch;
+  const [rows, inner] = x.dims;
   // [batch · length, heads · headDim] is [batch, length, heads, headDim] without moving anything: hence 'blhd'.
   const byHead = (y: Matrix) => tensor(y.data, [lengths.length, length, layer.heads, inner / layer.heads]);
 
-  const query = byHead(await linear(layer.query, x, batch));
-  const key = byHead(await linear(layer.key, x, batch));
-  const value = byHead(await linear(layer.value, x, batch));
-  const seen = await timed(times, 'attention', () =>
-    attention(query, key, value, { layout: 'blhd', keyLengths: lengths, ...threadsOf(threads) }),
+  const query = byHead(await linear(layer.query, x, 'query', batch));
+  const key = byHead(await linear(layer.key, x, 'key', batch));
+  const value = byHead(await linear(layer.value, x, 'value', batch));
+  const seen = workspace.matrix('seen', rows, inner);
+  await timed(options, 'attention', () =>
+    attention(query, key, value, {
+      layout: 'blhd',
+      keyLengths: lengths,
+      out: byHead(seen),
+      threads: options.threads,
+    }),
   );
-  return linear(layer.output, tensor(seen.data as Float32Array, [rows, inner]), batch);
+  return linear(layer.output, seen, 'mixed', batch);
 }
 
-/** max(0, x · W₁ + b₁) · W₂ + b₂, both [batch · length, 512]. */
-async function feedForward(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
-  const { kernel, bias } = layer.expand;
-  const hidden = await product(x, kernel, batch);
-  return linear(layer.contract, tensor(addBiasRelu(hidden.data, bias), hidden.dims), batch);
+/** max(0, x · W₁ + b₁) · W₂ + b₂, of [batch · length, 512]. */
+async function feedForward(layer: Layer, x: Matrix, name: string, batch: Batch): Promise<Matrix> {
+  const expanded = await product(x, layer.expand.kernel, 'expanded', batch);
+  return linear(layer.contract, addBiasRelu(expanded, layer.expand.bias), name, batch);
 }
 
-async function linear({ kernel, bias }: Linear, x: Matrix, options: EncodeOptions): Promise<Matrix> {
-  const y = await product(x, kernel, options);
-  return tensor(addBias(y.data, bias), y.dims);
+/** x · kernel + bias. */
+async function linear({ kernel, bias }: Linear, x: Matrix, name: string, batch: Batch): Promise<Matrix> {
+  return addBias(await product(x, kernel, name, batch), bias);
 }
 
 /** x [rows, in] · kernel [in, out] → [rows, out]. */
-async function product(x: Matrix, kernel: Matrix, { threads, times }: EncodeOptions): Promise<Matrix> {
-  const y = await timed(times, 'products', () => matmul(x, kernel, threadsOf(threads)));
-  return tensor(y.data as Float32Array, y.dims);
+async function product(x: Matrix, kernel: Matrix, name: string, { workspace, options }: Batch): Promise<Matrix> {
+  const out = workspace.matrix(name, x.dims[0], kernel.dims[1]);
+  await timed(options, 'products', () => matmul(x, kernel, { out, threads: options.threads }));
+  return out;
 }
 
-function normalised(x: Matrix, norm: Layer['attentionNorm']): Matrix {
-  return tensor(layerNorm(x.data, norm), x.dims);
+function normalised(x: Matrix, norm: LayerNorm, { workspace }: Batch): Matrix {
+  return layerNorm(x, norm, workspace.matrix('normalised', x.dims[0], x.dims[1]));
 }
 
-function threadsOf(threads: number | undefined): { threads?: number } {
-  return threads === undefined ? {} : { threads };
-}
-
-async function timed<Result>(
-  times: Times | undefined,
-  kind: keyof Times,
-  work: () => Promise<Result>,
-): Promise<Result> {
+async function timed(options: EncodeOptions, kind: keyof Times, work: () => Promise<unknown>): Promise<void> {
   const start = performance.now();
-  const result = await work();
-  if (times !== undefined) times[kind] += performance.now() - start;
-  return result;
+  await work();
+  if (options.times !== undefined) options.times[kind] += performance.now() - start;
 }

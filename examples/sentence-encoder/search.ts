@@ -16,7 +16,7 @@ export interface Hit {
  */
 export async function search(queries: Matrix, passages: Matrix, top: number): Promise<Hit[][]> {
   const scores = await matmul(queries, passages, { transposeB: true }); // [queries, passages]
-  const [rows = 0, columns = 0] = scores.dims;
+  const [rows, columns] = scores.dims;
   return Array.from({ length: rows }, (_, query) =>
     Array.from({ length: columns }, (_, index) => ({ index, score: Number(scores.data[query * columns + index]) }))
       .sort((a, b) => b.score - a.score)

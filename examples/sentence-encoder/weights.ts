@@ -127,7 +127,7 @@ function layer(file: WeightFile, index: number, inner: number): Layer {
 
 /** Cuts [in, 3 · out] into three [in, out], so that queries, keys and values come out of their products contiguous. */
 function columns({ kernel, bias }: Linear, parts: 3): [Linear, Linear, Linear] {
-  const [rows = 0, total = 0] = kernel.dims;
+  const [rows, total] = kernel.dims;
   const width = total / parts;
   const part = (index: number): Linear => {
     const data = new Float32Array(rows * width);

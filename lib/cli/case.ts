@@ -1,0 +1,127 @@
+/** Runs one case: builds its contenders, checks every one, then times them in turn. */
+import os from 'node:os';
+
+import { Load } from './load';
+import type { Contender } from './contender';
+import { makeInputs } from './inputs';
+import { coldBytes, type Machine } from './machine';
+import { type CaseResult, compare, type Row } from './measured';
+import { type Copies, type How, oursDecode, oursPrefill } from './ours';
+import { obstacle, peerDecode, peerPrefill } from './peer/contenders';
+import type { Onnxruntime } from './peer/onnxruntime';
+import { measureLatency, measureLoad, measureMemory } from './processes';
+import type { Case, DecodeCase, PrefillCase } from './suite';
+import { interleave, ratio, summarize, type Times } from './timing';
+
+/** What all cases of a run share. */
+export interface Context {
+  readonly how: How;
+  readonly runs: number;
+  readonly machine: Machine;
+  readonly peer?: Onnxruntime;
+  readonly onRound: () => void;
+}
+
+/** @throws WrongAnswer before anything is timed */
+export async function runCase(given: Case, context: Context): Promise<CaseResult> {
+  const { suite, name, kind, ...settings } = given;
+  const load = new Load();
+  const notes: string[] = [];
+  const { rows, ratioOf } = await measure(given, context, notes);
+  return { suite, name, kind, settings, rows, ...compare(rows, ratioOf), notes, busyCores: load.others() };
+}
+
+interface Measured {
+  readonly rows: readonly Row[];
+  readonly ratioOf: (ours: Row, other: Row) => ReturnType<typeof summarize>;
+}
+
+async function measure(given: Case, context: Context, notes: string[]): Promise<Measured> {
+  const { how, runs, peer } = context;
+  // Runs of other processes, or of one side after the other, are no rounds: only their medians may be compared.
+  const ofMedians = (ours: Row, other: Row) => summarize([other.value.median / ours.value.median]);
+  switch (given.kind) {
+    case 'memory':
+      return { rows: await measureMemory(given, runs, how, peer), ratioOf: ofMedians };
+    case 'latency':
+      return { rows: await measureLatency(given, runs, how, peer), ratioOf: ofMedians };
+    case 'load':
+      return { rows: await measureLoad(runs, peer), ratioOf: ofMedians };
+    case 'prefill':
+    case 'decode': {
+      const contenders: Contender[] = [];
+      try {
+        if (given.kind === 'prefill') await addPrefill(given, context, contenders, notes);
+        else await addDecode(given, context, contenders);
+        const rows = await timeAll(contenders, context);
+        return { rows, ratioOf: (ours, other) => ratio(ours.value.all, other.value.all) };
+      } finally {
+        for (const { side, dispose } of contenders) if (side !== 'machine') await dispose?.();
+      }
+    }
+  }
+}
+
+async function addPrefill(given: PrefillCase, context: Context, contenders: Contender[], notes: string[]): Promise<void> {
+  const { how, peer, machine } = context;
+  contenders.push(oursPrefill(given, how));
+  for (const variant of given.variants) contenders.push(oursPrefill(given, how, variant));
+  if (peer !== undefined) {
+    for (const form of given.forms) {
+      const reason = obstacle(given, form, os.freemem());
+      if (reason !== undefined) notes.push(`onnxruntime ${form} left out: ${reason}`);
+      else contenders.push(await peerPrefill(peer, given, form, how.threads));
+    }
+  }
+  if (machine.product !== undefined) contenders.push(machine.product);
+}
+
+async function addDecode(given: DecodeCase, context: Context, contenders: Contender[]): Promise<void> {
+  const { how, peer, machine } = context;
+  const inputs = makeInputs(given.shape, 'float32', 1);
+  const cold = coldBytes();
+  const copies: Copies = (bytes) => Math.min(128, Math.ceil(cold / bytes));
+  contenders.push(oursDecode(given, inputs, copies, how));
+  for (const variant of given.variants) contenders.push(oursDecode(given, inputs, copies, how, variant));
+  for (const form of peer === undefined ? [] : given.forms) {
+    contenders.push(await peerDecode(peer as Onnxruntime, given, form, inputs, copies, how.threads));
+  }
+  contenders.push(machine.reader);
+}
+
+async function timeAll(contenders: readonly Contender[], { runs, machine, onRound }: Context): Promise<Row[]> {
+  const errors: (number | undefined)[] = [];
+  for (const contender of contenders) errors.push(await contender.check?.());
+  const times = await interleave(contenders, runs, onRound);
+  const probe = contenders.indexOf(machine.reader);
+  const rows = contenders.map((contender, index) =>
+    rowOf(contender, times[index] as Times, errors[index], probe < 0 ? undefined : (times[probe] as Times), machine),
+  );
+  for (const [index, row] of rows.entries()) {
+    if (row.side === 'machine') machine.note(contenders[index] as Contender, row.value.median);
+  }
+  return rows;
+}
+
+function rowOf(
+  { name, side, flops, bytes }: Contender,
+  { calls, ms }: Times,
+  error: number | undefined,
+  probe: Times | undefined,
+  { reader }: Machine,
+): Row {
+  const value = summarize(ms);
+  const gbs = ms.map((time) => bytes / time / 1e6);
+  const readShare = probe?.ms.map((time, round) => (gbs[round] as number) / (reader.bytes / time / 1e6));
+  return {
+    name,
+    side,
+    unit: 'ms',
+    value,
+    calls,
+    ...(error === undefined ? {} : { error }),
+    ...(flops === 0 ? {} : { gflops: flops / value.median / 1e6 }),
+    ...(bytes === 0 ? {} : { gbs: bytes / value.median / 1e6 }),
+    ...(readShare === undefined || bytes === 0 ? {} : { readShare: summarize(readShare).median }),
+  };
+}

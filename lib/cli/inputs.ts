@@ -1,0 +1,56 @@
+import { cast, randomNormal } from '../convert';
+import { type DataType, type Tensor, tensor } from '../tensor';
+import type { Shape } from './suite';
+
+/** Queries, keys and values `[1, heads, length, dim]`. */
+export interface Inputs {
+  readonly q: Tensor;
+  readonly k: Tensor;
+  readonly v: Tensor;
+}
+
+/** Seeded normal inputs: the same numbers in every run and for every contender. One query row if `queries` is 1. */
+export function makeInputs({ n, heads, kvHeads, dim }: Shape, type: DataType = 'float32', queries = n): Inputs {
+  return {
+    q: randomNormal([1, heads, queries, dim], { seed: 1, type }),
+    k: randomNormal([1, kvHeads, n, dim], { seed: 2, type }),
+    v: randomNormal([1, kvHeads, n, dim], { seed: 3, type }),
+  };
+}
+
+/** The rows [start, end) of every head. */
+export function rows({ data, dims, type }: Tensor, start: number, end: number): Tensor {
+  const [, heads, n, dim] = dims as [number, number, number, number];
+  const source = data as Float32Array | Uint16Array;
+  const size = (end - start) * dim;
+  const result = type === 'float32' ? new Float32Array(heads * size) : new Uint16Array(heads * size);
+  for (let head = 0; head < heads; head++) {
+    const from = (head * n + start) * dim;
+    result.set(source.subarray(from, from + size), head * size);
+  }
+  return tensor(result, [1, heads, end - start, dim], type);
+}
+
+/** The same with heads after positions: `[1, length, heads, dim]`, as onnxruntime's own operators want it. */
+export function positionsFirst({ data, dims, type }: Tensor): Tensor {
+  const [, heads, n, dim] = dims as [number, number, number, number];
+  const source = data as Float32Array | Uint16Array;
+  const result = type === 'float32' ? new Float32Array(source.length) : new Uint16Array(source.length);
+  for (let head = 0; head < heads; head++) {
+    for (let row = 0; row < n; row++) {
+      const from = (head * n + row) * dim;
+      result.set(source.subarray(from, from + dim), (row * heads + head) * dim);
+    }
+  }
+  return tensor(result, [1, n, heads, dim], type);
+}
+
+/** A copy in memory of its own. */
+export function copy({ data, dims, type }: Tensor): Tensor {
+  return tensor((data as Float32Array | Uint16Array).slice(), dims, type);
+}
+
+/** The numbers of a tensor. */
+export function numbers(of: Tensor): Float32Array {
+  return (of.type === 'float32' ? of : cast(of, 'float32')).data as Float32Array;
+}

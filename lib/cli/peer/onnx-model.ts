@@ -1,0 +1,84 @@
+import { Message } from './protobuf';
+
+/** Element types of onnx.proto's TensorProto.DataType that the models here use. */
+const elementTypes = { float32: 1, int32: 6, int64: 7, bool: 9, float16: 10 } as const;
+
+export type ElementType = keyof typeof elementTypes;
+
+/** An input or output of a graph; a name in `dims` stands for an extent known at run time. */
+export interface Value {
+  readonly name: string;
+  readonly type: ElementType;
+  readonly dims: readonly (number | string)[];
+}
+
+/** onnx.proto tells integers from floats by field, JavaScript does not: attributes say which they are. */
+export type Attribute = { readonly int: number } | { readonly float: number } | { readonly ints: readonly number[] };
+
+export interface Node {
+  readonly op: string;
+  /** Default ONNX's own operators. */
+  readonly domain?: string;
+  /** Names of values, `''` for an optional input left out. */
+  readonly inputs: readonly string[];
+  readonly outputs: readonly string[];
+  readonly attributes?: Readonly<Record<string, Attribute>>;
+}
+
+export interface Model {
+  /** Version of ONNX's own operators. */
+  readonly opset: number;
+  readonly nodes: readonly Node[];
+  readonly inputs: readonly Value[];
+  readonly outputs: readonly Value[];
+  /** Scalar float32 constants by name. */
+  readonly constants?: Readonly<Record<string, number>>;
+}
+
+/** Domain of onnxruntime's own operators. */
+export const microsoft = 'com.microsoft';
+
+/** The bytes of an ONNX file. Numbers are the fields of onnx.proto. */
+export function encodeModel({ opset, nodes, inputs, outputs, constants = {} }: Model): Uint8Array {
+  const graph = new Message();
+  for (const node of nodes) graph.message(1, encodeNode(node));
+  graph.text(2, 'graph');
+  for (const [name, value] of Object.entries(constants)) {
+    graph.message(5, new Message().int(2, elementTypes.float32).float(4, value).text(8, name));
+  }
+  for (const value of inputs) graph.message(11, encodeValue(value));
+  for (const value of outputs) graph.message(12, encodeValue(value));
+  // The format's version: 11 came with opset 24, 10 with 21.
+  return new Message()
+    .int(1, opset >= 24 ? 11 : 10)
+    .message(7, graph)
+    .message(8, new Message().text(1, '').int(2, opset))
+    .message(8, new Message().text(1, microsoft).int(2, 1))
+    .finish();
+}
+
+function encodeNode({ op, domain = '', inputs, outputs, attributes = {} }: Node): Message {
+  const message = new Message();
+  for (const input of inputs) message.text(1, input);
+  for (const output of outputs) message.text(2, output);
+  message.text(4, op);
+  for (const [name, attribute] of Object.entries(attributes)) message.message(5, encodeAttribute(name, attribute));
+  return message.text(7, domain);
+}
+
+function encodeAttribute(name: string, attribute: Attribute): Message {
+  const message = new Message().text(1, name);
+  if ('float' in attribute) return message.float(2, attribute.float).int(20, 1);
+  if ('int' in attribute) return message.int(3, attribute.int).int(20, 2);
+  for (const item of attribute.ints) message.int(8, item);
+  return message.int(20, 7);
+}
+
+function encodeValue({ name, type, dims }: Value): Message {
+  const shape = new Message();
+  for (const extent of dims) {
+    shape.message(1, typeof extent === 'string' ? new Message().text(2, extent) : new Message().int(1, extent));
+  }
+  const tensor = new Message().int(1, elementTypes[type]).message(2, shape);
+  return new Message().text(1, name).message(2, new Message().message(1, tensor));
+}

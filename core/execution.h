@@ -19,7 +19,7 @@ struct Execution {
   // Non-zero when the caller has given up; null when the call cannot be aborted.
   const std::int32_t* abortFlag = nullptr;
 
-  bool aborted() const { return abortFlag != nullptr && __atomic_load_n(abortFlag, __ATOMIC_RELAXED) != 0; }
+  LA_METHOD bool aborted() const { return abortFlag != nullptr && __atomic_load_n(abortFlag, __ATOMIC_RELAXED) != 0; }
 };
 
 // Runs task(worker, unit) for every unit in [0, units). Workers take the next unit in ascending order, so putting

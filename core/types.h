@@ -8,6 +8,7 @@
 // Kernel files are compiled once per instruction set; an inline function shared by them must never become a
 // linker-merged symbol, or the copy of the widest instruction set could serve every caller.
 #define LA_INLINE [[gnu::always_inline]] static inline
+#define LA_METHOD [[gnu::always_inline]] inline
 
 namespace lowrank_attention {
 

@@ -62,13 +62,51 @@ LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, In
   return {staging, dim};
 }
 
-LA_INLINE bool allFinite(const TileRows& tile, Index count, Index dim) {
-  float sum = 0;  // 0·x is 0 for finite x, else NaN
-  for (Index j = 0; j < count; ++j) {
-    for (Index c = 0; c < dim; ++c) sum += 0.0f * tile.data[j * tile.rowStride + c];
+// Whether every element of a tile is finite; looked up at most once a tile, and only when keys are hidden in it.
+class FiniteTile {
+ public:
+  FiniteTile(const TileRows& tile, Index count, Index dim) : tile_(tile), count_(count), dim_(dim) {}
+
+  LA_METHOD bool holds() {
+    if (!known_) {
+      finite_ = tile_.rowStride == dim_ ? finiteRow(tile_.data, count_ * dim_) : finiteRows();
+      known_ = true;
+    }
+    return finite_;
   }
-  return sum == 0;
-}
+
+ private:
+  LA_METHOD bool finiteRows() const {
+    for (Index j = 0; j < count_; ++j) {
+      if (!finiteRow(tile_.data + j * tile_.rowStride, dim_)) return false;
+    }
+    return true;
+  }
+  // 0·x is 0 for a finite x, else NaN.
+  LA_METHOD static bool finiteRow(const float* data, Index count) {
+    const Full d;
+    constexpr Index n = kLanes<Full>;
+    const auto zero = hn::Zero(d);
+    auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+    Index i = 0;
+    for (; i + 4 * n <= count; i += 4 * n) {
+      sum0 = hn::MulAdd(hn::LoadU(d, data + i), zero, sum0);
+      sum1 = hn::MulAdd(hn::LoadU(d, data + i + n), zero, sum1);
+      sum2 = hn::MulAdd(hn::LoadU(d, data + i + 2 * n), zero, sum2);
+      sum3 = hn::MulAdd(hn::LoadU(d, data + i + 3 * n), zero, sum3);
+    }
+    float tail = 0;
+    for (; i < count; ++i) tail += 0.0f * data[i];
+    const auto sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
+    return tail == 0 && hn::AllTrue(d, hn::Eq(sum, zero));
+  }
+
+  TileRows tile_;
+  Index count_;
+  Index dim_;
+  bool known_ = false;
+  bool finite_ = false;
+};
 
 // Turns scores into weights 2^(score − max) in place, updates rowMax and rowSum, and gives in `decay` the factor
 // 2^(old max − max) due to what was summed before. The weight of a hidden key (score −∞) is −0: zero in every sum,
@@ -160,7 +198,8 @@ LA_INLINE void addVisibleValues(const TileRows& value, Index count, Index valueD
 // One tile of keys, all on one page, for one panel.
 template <class Shape>
 LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
-                         const TileRows& key, const TileRows& value, const FlashScratch& scratch) {
+                         const TileRows& key, const TileRows& value, FiniteTile& finiteValues,
+                         const FlashScratch& scratch) {
   using D = typename Shape::Tag;
   const D d;
   constexpr int kVecs = Shape::kVectors;
@@ -174,7 +213,7 @@ LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequenc
         [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, scratch.scores + (first + r) * width + v * kLanes<D>); });
   });
   alignas(64) float decay[width];
-  if (weighTile<Shape>(problem, sequence, panel, keys, scratch, decay) && !allFinite(value, count, problem.valueDim)) {
+  if (weighTile<Shape>(problem, sequence, panel, keys, scratch, decay) && !finiteValues.holds()) {
     for (Index i = 0; i < problem.valueDim * width; ++i) panel.output[i] *= decay[i % width];
     addVisibleValues(value, count, problem.valueDim, scratch.scores, width, width, panel.output, 1, width);
     return;
@@ -207,13 +246,14 @@ LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequ
     if (execution.aborted()) return false;
     const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);
     const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, tile, scratch.value);
+    FiniteTile finiteValues(value, tile.end - tile.begin, problem.valueDim);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
       const KeyRange part = {maximum(tile.begin, panel.seen.begin), minimum(tile.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
       const Index skip = part.begin - tile.begin;
       flashTile<Shape>(problem, sequence, panel, part, {key.data + skip * key.rowStride, key.rowStride},
-                       {value.data + skip * value.rowStride, value.rowStride}, scratch);
+                       {value.data + skip * value.rowStride, value.rowStride}, finiteValues, scratch);
     }
     return true;
   });

@@ -170,7 +170,7 @@ LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequen
   for (Index r = 0; r < kRows; ++r) {
     for (Index c = 0; c < valueDim; ++c) stream.sum[r * sumStride + c] *= decay[r];
   }
-  if (hidden && !allFinite(value, count, problem.valueDim)) {
+  if (hidden && !FiniteTile(value, count, problem.valueDim).holds()) {
     addVisibleValues(value, count, problem.valueDim, scratch.scores, kStreamRows, kRows, stream.sum, sumStride, 1);
     return;
   }

@@ -1,9 +1,8 @@
 /** Runs one case: builds its contenders, checks every one, then times them in turn. */
 import os from 'node:os';
-
-import { Load } from './load';
 import type { Contender } from './contender';
 import { makeInputs } from './inputs';
+import { Load } from './load';
 import { coldBytes, type Machine } from './machine';
 import { type CaseResult, compare, type Row } from './measured';
 import { type Copies, type How, oursDecode, oursPrefill } from './ours';
@@ -62,7 +61,12 @@ async function measure(given: Case, context: Context, notes: string[]): Promise<
   }
 }
 
-async function addPrefill(given: PrefillCase, context: Context, contenders: Contender[], notes: string[]): Promise<void> {
+async function addPrefill(
+  given: PrefillCase,
+  context: Context,
+  contenders: Contender[],
+  notes: string[],
+): Promise<void> {
   const { how, peer, machine } = context;
   contenders.push(oursPrefill(given, how));
   for (const variant of given.variants) contenders.push(oursPrefill(given, how, variant));

@@ -100,7 +100,13 @@ function ourProduct(product: Product, how: How): Contender {
   const { name, batch, m, k, n } = product;
   const a = randomNormal([batch, m, k], { seed: 1 });
   const b = randomNormal([batch, k, n], { seed: 2 });
-  return { name: `ours ${name}`, side: 'machine', flops: flopsOf(product), bytes: 0, call: () => matmulSync(a, b, how) };
+  return {
+    name: `matrix product ${name}, ours`,
+    side: 'machine',
+    flops: flopsOf(product),
+    bytes: 0,
+    call: () => matmulSync(a, b, how),
+  };
 }
 
 async function peerProduct(product: Product, threads: number, peer: Onnxruntime): Promise<Contender> {
@@ -112,7 +118,7 @@ async function peerProduct(product: Product, threads: number, peer: Onnxruntime)
   };
   const feeds = { a: tensor(m, k, 1), b: tensor(k, n, 2) };
   return {
-    name: `onnxruntime ${name}`,
+    name: `matrix product ${name}, onnxruntime`,
     side: 'machine',
     flops: flopsOf(product),
     bytes: 0,

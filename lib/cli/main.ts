@@ -56,7 +56,9 @@ function program(): Command {
   root
     .command('bench')
     .description('time attention on this machine; nothing is timed before its answer was checked')
-    .addOption(new Option('--suite <names>', `named cases: ${[...allSuites, 'quick', 'all'].join(', ')}`).argParser(suiteNames))
+    .addOption(
+      new Option('--suite <names>', `named cases: ${[...allSuites, 'quick', 'all'].join(', ')}`).argParser(suiteNames),
+    )
     .option('--n <lengths>', 'sequence lengths, separated by commas', counts)
     .option('--heads <count>', 'query heads', count)
     .option('--kv-heads <count>', 'key/value heads, a divisor of --heads', count)
@@ -119,7 +121,13 @@ function flagOf(name: string): string {
 }
 
 function isas(): string[] {
-  return [...new Set(info().kernels.filter(({ supported }) => supported).map(({ isa }) => isa))];
+  return [
+    ...new Set(
+      info()
+        .kernels.filter(({ supported }) => supported)
+        .map(({ isa }) => isa),
+    ),
+  ];
 }
 
 function suiteNames(text: string): string[] {

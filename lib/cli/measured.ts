@@ -44,11 +44,18 @@ export interface CaseResult {
 }
 
 /** Ratios of all other rows to the first, and the smallest of the peer's. */
-export function compare(rows: readonly Row[], ratioOf: (ours: Row, other: Row) => Summary): Pick<CaseResult, 'ratios' | 'bestPeer'> {
+export function compare(
+  rows: readonly Row[],
+  ratioOf: (ours: Row, other: Row) => Summary,
+): Pick<CaseResult, 'ratios' | 'bestPeer'> {
   const [ours, ...others] = rows;
   const entries = others
     .filter(({ side }) => side !== 'machine')
-    .map((other) => ({ side: other.side, median: other.value.median, ratio: { to: other.name, value: ratioOf(ours as Row, other) } }));
+    .map((other) => ({
+      side: other.side,
+      median: other.value.median,
+      ratio: { to: other.name, value: ratioOf(ours as Row, other) },
+    }));
   const peers = entries.filter(({ side }) => side === 'peer').sort((a, b) => a.median - b.median);
   return { ratios: entries.map(({ ratio }) => ratio), ...(peers[0] === undefined ? {} : { bestPeer: peers[0].ratio }) };
 }

@@ -26,7 +26,12 @@ export type MemoryAnswer =
   | { readonly failure: string; readonly wrong: boolean };
 
 /** Peak memory of one call in a process of its own, beyond what the inputs took: the output is part of it. */
-export async function measureMemory({ shape }: ProcessCase, runs: number, how: How, peer?: Onnxruntime): Promise<Row[]> {
+export async function measureMemory(
+  { shape }: ProcessCase,
+  runs: number,
+  how: How,
+  peer?: Onnxruntime,
+): Promise<Row[]> {
   const rows: Row[] = [];
   for (const side of peer === undefined ? (['ours'] as const) : (['ours', 'peer'] as const)) {
     for (const causal of [false, true]) {
@@ -64,7 +69,12 @@ async function askChild(request: MemoryRequest): Promise<Extract<MemoryAnswer, {
 const timerMs = 5;
 
 /** How late a 5 ms timer comes at worst during a call of about a second; and how long that call took. */
-export async function measureLatency({ shape }: ProcessCase, runs: number, how: How, peer?: Onnxruntime): Promise<Row[]> {
+export async function measureLatency(
+  { shape }: ProcessCase,
+  runs: number,
+  how: How,
+  peer?: Onnxruntime,
+): Promise<Row[]> {
   const one = oursPrefill(prefill('latency', { ...shape, heads: 1, kvHeads: 1 }, false), how);
   const [trial] = await interleave([one], 1);
   const heads = Math.min(64, Math.max(1, Math.round(1000 / summarize(trial?.ms ?? []).median)));

@@ -27,7 +27,11 @@ const plain = {
 };
 
 /** A plain table; columns named in `right` hold numbers. */
-export function table(head: readonly string[], rows: readonly (readonly string[])[], right: readonly string[] = []): string {
+export function table(
+  head: readonly string[],
+  rows: readonly (readonly string[])[],
+  right: readonly string[] = [],
+): string {
   const result = new Table({
     ...plain,
     head: [...head],
@@ -65,7 +69,7 @@ function headText({ package: own, peer, node, machine, threads, isa, runs }: Ben
 }
 
 function suitesOf(cases: readonly CaseResult[]): CaseResult[][] {
-  return [...Map.groupBy(cases, ({ suite }) => suite).values()];
+  return [...new Set(cases.map(({ suite }) => suite))].map((name) => cases.filter(({ suite }) => suite === name));
 }
 
 const columns = ['ms', 'min', 'max', 'GFLOP/s', 'of matmul', 'GB/s', 'of read', 'error', 'times ours'];
@@ -97,17 +101,16 @@ function cells({ name, ratios }: CaseResult, row: Row, first: boolean): string[]
     row.gbs?.toFixed(1) ?? '',
     percent(row.readShare),
     row.error?.toExponential(0) ?? '',
-    ratio === undefined ? '' : times(ratio),
+    ratio === undefined ? '' : factorText(ratio.value.median),
   ];
 }
 
 function bestText({ name, bestPeer }: CaseResult): string {
   const { to, value } = bestPeer as Ratio;
-  return `${name}: ${times({ to, value })} against the best, ${to} (${times1(value.min)} to ${times1(value.max)})`;
+  return `${name}: ${factorText(value.median)} against the best, ${to} (${factorText(value.min)} to ${factorText(value.max)})`;
 }
 
-const times = ({ value }: Ratio): string => times1(value.median);
-const times1 = (factor: number): string => `${factor.toFixed(2)}×`;
+const factorText = (factor: number): string => `${factor.toFixed(2)}×`;
 
 /** Milliseconds with three significant digits. */
 function time(ms: number): string {

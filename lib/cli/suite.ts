@@ -70,6 +70,8 @@ export function shapeName({ n, heads, kvHeads, dim }: Shape): string {
   return `n${n} H${heads}${kvHeads === heads ? '' : `/${kvHeads}`} d${dim}`;
 }
 
+const typeWord = (type?: DataType): string => (type === undefined || type === 'float32' ? '' : type);
+
 /** The forms that can answer a call at all. Only GroupQueryAttention skips what causality hides. */
 export function formsFor({ heads, kvHeads }: Shape, causal: boolean, window?: number): Form[] {
   if (window !== undefined) return ['GroupQueryAttention'];
@@ -88,7 +90,7 @@ const shape = (n: number, heads: number, dim: number, kvHeads = heads): Shape =>
 
 /** A prefill case with the usual choices filled in. */
 export function prefill(suite: string, of: Shape, causal: boolean, more: Partial<PrefillCase> = {}): PrefillCase {
-  const words = [more.type ?? '', causal ? 'causal' : '', more.window ? `window ${more.window}` : ''];
+  const words = [typeWord(more.type), causal ? 'causal' : '', more.window ? `window ${more.window}` : ''];
   return {
     kind: 'prefill',
     suite,
@@ -108,7 +110,7 @@ export function decode(suite: string, of: Shape, more: Partial<DecodeCase> = {})
   return {
     kind: 'decode',
     suite,
-    name: [shapeName(of), 'decode', more.type ?? ''].filter((word) => word !== '').join(' '),
+    name: [shapeName(of), 'decode', typeWord(more.type)].filter((word) => word !== '').join(' '),
     shape: of,
     type: 'float32',
     variants: [{ name: 'float16 cache', type: 'float16' }],

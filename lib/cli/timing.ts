@@ -34,7 +34,11 @@ const shortestTurnMs = 4;
 const budgetMs = 60_000;
 
 /** Times contenders in turn, round by round, so that all meet the same moods of the machine. */
-export async function interleave(turns: readonly Turn[], rounds: number, onRound: () => void = () => {}): Promise<Times[]> {
+export async function interleave(
+  turns: readonly Turn[],
+  rounds: number,
+  onRound: () => void = () => {},
+): Promise<Times[]> {
   const calls: number[] = [];
   let roundMs = 0;
   for (const turn of turns) {

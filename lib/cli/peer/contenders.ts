@@ -3,7 +3,7 @@ import type { Tensor } from '../../tensor';
 import { Reference } from '../check';
 import { attentionFlops, type Contender, decodeFlops, kvBytes } from '../contender';
 import { copy, type Inputs, makeInputs, positionsFirst, rows } from '../inputs';
-import { type Copies, elementBytes } from '../ours';
+import type { Copies } from '../ours';
 import type { DecodeCase, DecodeForm, Form, PrefillCase } from '../suite';
 import { type Attributes, groupQueryAttention, multiHeadAttention, onnxAttention, plainAttention } from './models';
 import type { ElementType } from './onnx-model';
@@ -17,7 +17,8 @@ export function obstacle({ shape, type }: PrefillCase, form: Form, freeBytes: nu
   if (type !== 'float32' && form === 'MatMul-Softmax-MatMul') return 'written for float32 only';
   // These hold all n × n scores, some of them twice; running out of memory would end more than this comparison.
   const scores = form === 'GroupQueryAttention' || form === 'MultiHeadAttention' ? 0 : 4 * shape.heads * shape.n ** 2;
-  if (3 * scores > freeBytes / 2) return `needs about ${(scores / 2 ** 30).toFixed(1)} GiB for its scores, more than once`;
+  if (3 * scores > freeBytes / 2)
+    return `needs about ${(scores / 2 ** 30).toFixed(1)} GiB for its scores, more than once`;
   return undefined;
 }
 
@@ -59,7 +60,7 @@ export async function peerPrefill(
     name,
     side: 'peer',
     flops: attentionFlops(shape, causal, window),
-    bytes: kvBytes(shape, elementBytes[type]),
+    bytes: 0,
     call: () => session.run(feeds),
     check: async () => {
       const { o } = await session.run(feeds);
@@ -107,7 +108,10 @@ export async function peerDecode(
   const name = nameOf(form);
   let turn = 0;
   const call = () => {
-    const { feeds, fetches } = runs[turn++ % runs.length] as { feeds: Feeds; fetches?: Record<string, OnnxTensor | null> };
+    const { feeds, fetches } = runs[turn++ % runs.length] as {
+      feeds: Feeds;
+      fetches?: Record<string, OnnxTensor | null>;
+    };
     return fetches === undefined ? session.run(feeds) : session.run(feeds, fetches);
   };
   return {

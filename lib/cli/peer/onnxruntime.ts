@@ -11,7 +11,10 @@ export interface OnnxTensor {
 export type Feeds = Readonly<Record<string, OnnxTensor>>;
 
 export interface OnnxSession {
-  run(feeds: Feeds, fetches?: Readonly<Record<string, OnnxTensor | null>>): Promise<Readonly<Record<string, OnnxTensor>>>;
+  run(
+    feeds: Feeds,
+    fetches?: Readonly<Record<string, OnnxTensor | null>>,
+  ): Promise<Readonly<Record<string, OnnxTensor>>>;
   release(): Promise<void>;
 }
 
@@ -70,7 +73,9 @@ export class Onnxruntime {
       graphOptimizationLevel: 'all',
       intraOpNumThreads: threads,
       interOpNumThreads: 1,
-      ...(spinning ? {} : { extra: { session: { intra_op: { allow_spinning: '0' }, inter_op: { allow_spinning: '0' } } } }),
+      ...(spinning
+        ? {}
+        : { extra: { session: { intra_op: { allow_spinning: '0' }, inter_op: { allow_spinning: '0' } } } }),
     });
   }
 }

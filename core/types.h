@@ -25,10 +25,10 @@ LA_INLINE void* elementAt(void* base, DataType type, Index index) {
   return static_cast<std::byte*>(base) + index * elementBytes(type);
 }
 
-LA_INLINE Index divideUp(Index value, Index step) { return (value + step - 1) / step; }
-LA_INLINE Index roundUp(Index value, Index step) { return divideUp(value, step) * step; }
-LA_INLINE Index minimum(Index a, Index b) { return a < b ? a : b; }
-LA_INLINE Index maximum(Index a, Index b) { return a > b ? a : b; }
+LA_INLINE constexpr Index divideUp(Index value, Index step) { return (value + step - 1) / step; }
+LA_INLINE constexpr Index roundUp(Index value, Index step) { return divideUp(value, step) * step; }
+LA_INLINE constexpr Index minimum(Index a, Index b) { return a < b ? a : b; }
+LA_INLINE constexpr Index maximum(Index a, Index b) { return a > b ? a : b; }
 
 // Outcome of a native call; lib/ turns a code into an AttentionError.
 enum class Code : std::uint8_t { kOk, kArgument, kUnsupported, kDevice, kMemory, kAborted, kClosed };

@@ -12,6 +12,8 @@
 #ifndef LOWRANK_ATTENTION_CPU_FLASH_H_
 #define LOWRANK_ATTENTION_CPU_FLASH_H_
 
+#include <type_traits>
+
 #include "cpu/scores.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
@@ -111,56 +113,85 @@ class FiniteTile {
 // Turns scores into weights 2^(score − max) in place, updates rowMax and rowSum, and gives in `decay` the factor
 // 2^(old max − max) due to what was summed before. The weight of a hidden key (score −∞) is −0: zero in every sum,
 // yet told apart from a visible key whose weight underflowed.
+//
+// A wide panel is done column by column of vectors. Of a narrow one, whose rows fill only part of a vector, a vector
+// takes several keys; the lanes of one row are brought together at the end.
 template <class Shape>
 LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float* decay, bool anyHidden) {
-  using D = typename Shape::Tag;
+  constexpr bool narrow = Shape::kWidth < kLanes<Full>;
+  // Lanes [0, step) hold a vector's worth of (key, row) pairs; the next ones of the same rows follow at `stride`.
+  using D = std::conditional_t<narrow, Full, typename Shape::Tag>;
   const D d;
-  constexpr Index width = Shape::kWidth;
   constexpr Index n = kLanes<D>;
+  constexpr Index width = Shape::kWidth;
+  constexpr Index stride = narrow ? n : width;
+  constexpr Index repeat = narrow ? n / width : 1;  // lanes of one vector that belong to one row
+  const Index vectors = divideUp(count, repeat);
   const auto hidden = hn::Set(d, -kInfinity);
-  for (Index lane = 0; lane < width; lane += n) {
+  for (Index i = count * width; i < vectors * repeat * width; ++i) scores[i] = -kInfinity;
+
+  for (Index lane = 0; lane < (narrow ? 1 : width); lane += n) {
     float* column = scores + lane;
-    const auto oldMax = hn::Load(d, panel.rowMax + lane);
+    const auto perRow = [&](const float* rows) {
+      if constexpr (!narrow) return hn::Load(d, rows + lane);
+      alignas(64) float spread[n];
+      for (Index i = 0; i < n; ++i) spread[i] = rows[i % width];
+      return hn::Load(d, spread);
+    };
+    // Folds the lanes of each row with `join` and spreads the result over them again.
+    const auto acrossKeys = [&](Vec<D> v, const auto& join) {
+      if constexpr (!narrow) return v;
+      alignas(64) float list[n];
+      hn::Store(v, d, list);
+      for (Index i = width; i < n; ++i) list[i % width] = join(list[i % width], list[i]);
+      return perRow(list);
+    };
+    const auto storePerRow = [&](Vec<D> v, float* rows) {
+      if constexpr (!narrow) {
+        hn::Store(v, d, rows + lane);
+      } else {
+        alignas(64) float list[n];
+        hn::Store(v, d, list);
+        for (Index r = 0; r < width; ++r) rows[r] = list[r];
+      }
+    };
+
+    const auto oldMax = perRow(panel.rowMax);
     auto max0 = oldMax, max1 = oldMax, max2 = oldMax, max3 = oldMax;
     Index j = 0;
-    for (; j + 4 <= count; j += 4) {
-      max0 = hn::Max(max0, hn::Load(d, column + j * width));
-      max1 = hn::Max(max1, hn::Load(d, column + (j + 1) * width));
-      max2 = hn::Max(max2, hn::Load(d, column + (j + 2) * width));
-      max3 = hn::Max(max3, hn::Load(d, column + (j + 3) * width));
+    for (; j + 4 <= vectors; j += 4) {
+      max0 = hn::Max(max0, hn::Load(d, column + j * stride));
+      max1 = hn::Max(max1, hn::Load(d, column + (j + 1) * stride));
+      max2 = hn::Max(max2, hn::Load(d, column + (j + 2) * stride));
+      max3 = hn::Max(max3, hn::Load(d, column + (j + 3) * stride));
     }
-    for (; j < count; ++j) max0 = hn::Max(max0, hn::Load(d, column + j * width));
-    const auto max = hn::Max(hn::Max(max0, max1), hn::Max(max2, max3));
+    for (; j < vectors; ++j) max0 = hn::Max(max0, hn::Load(d, column + j * stride));
+    const auto max =
+        acrossKeys(hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)), [](float a, float b) { return a < b ? b : a; });
     // A row that has seen nothing yet: subtracting 0 instead of −∞ keeps −∞ − (−∞) out of the exponent.
     const auto shift = hn::IfThenElse(hn::Eq(max, hidden), hn::Zero(d), max);
     const auto factor = exp2NonPositive(d, hn::Sub(oldMax, shift));
-    const auto weigh = [&](Index row) {
-      const auto score = hn::Load(d, column + row * width);
-      const auto weight = exp2NonPositive(d, hn::Sub(score, shift));
-      hn::Store(weight, d, column + row * width);
+    const auto weigh = [&](Index vector) {
+      float* place = column + vector * stride;
+      const auto score = hn::Load(d, place);
+      auto weight = exp2NonPositive(d, hn::Sub(score, shift));
+      if (anyHidden) weight = hn::IfThenElse(hn::Eq(score, hidden), hn::Set(d, -0.0f), weight);
+      hn::Store(weight, d, place);
       return weight;
     };
-    auto sum0 = hn::Mul(hn::Load(d, panel.rowSum + lane), factor);
-    auto sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
-    if (anyHidden) {
-      for (j = 0; j < count; ++j) {
-        const auto isHidden = hn::Eq(hn::Load(d, column + j * width), hidden);
-        const auto weight = weigh(j);
-        hn::Store(hn::IfThenElse(isHidden, hn::Set(d, -0.0f), weight), d, column + j * width);
-        sum0 = hn::Add(sum0, weight);
-      }
-    } else {
-      for (j = 0; j + 4 <= count; j += 4) {
-        sum0 = hn::Add(sum0, weigh(j));
-        sum1 = hn::Add(sum1, weigh(j + 1));
-        sum2 = hn::Add(sum2, weigh(j + 2));
-        sum3 = hn::Add(sum3, weigh(j + 3));
-      }
-      for (; j < count; ++j) sum0 = hn::Add(sum0, weigh(j));
+    auto sum0 = hn::Zero(d), sum1 = hn::Zero(d), sum2 = hn::Zero(d), sum3 = hn::Zero(d);
+    for (j = 0; j + 4 <= vectors; j += 4) {
+      sum0 = hn::Add(sum0, weigh(j));
+      sum1 = hn::Add(sum1, weigh(j + 1));
+      sum2 = hn::Add(sum2, weigh(j + 2));
+      sum3 = hn::Add(sum3, weigh(j + 3));
     }
-    hn::Store(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), d, panel.rowSum + lane);
-    hn::Store(max, d, panel.rowMax + lane);
-    hn::Store(factor, d, decay + lane);
+    for (; j < vectors; ++j) sum0 = hn::Add(sum0, weigh(j));
+    const auto sum =
+        acrossKeys(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), [](float a, float b) { return a + b; });
+    storePerRow(hn::MulAdd(perRow(panel.rowSum), factor, sum), panel.rowSum);
+    storePerRow(max, panel.rowMax);
+    storePerRow(factor, decay);
   }
 }
 

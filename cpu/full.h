@@ -20,7 +20,9 @@ using WidePanel = PanelShape<Full, 2>;
 // Calls body(PanelShape) with the narrowest panel that holds all rows, else the widest.
 template <class Body>
 LA_INLINE auto withPanelShape(Index rows, const Body& body) {
-  if (rows <= kStreamRows) return body(StreamPanel());
+  if (rows <= 1) return body(StreamPanel<1>());
+  if (rows <= 2) return body(StreamPanel<2>());
+  if (rows <= kStreamRows) return body(StreamPanel<4>());
   if constexpr (kLanes<Full> >= 8) {
     if (rows <= 8) return body(PanelShape<hn::CappedTag<float, 8>, 1>());
   }
@@ -73,7 +75,7 @@ LA_INLINE Index workerFloats(const FullProblem& problem, const SequencePlan& pla
   const Index panels = divideUp(plan.blockRows, plan.width);
   return flashScratchFloats(problem, plan.width) +
          panels * (problem.headDim * plan.width + stateFloats(problem, plan.width)) +
-         (plan.width == kStreamRows ? streamScratchFloats(problem) : 0);
+         (plan.width <= kStreamRows ? streamScratchFloats(problem) : 0);
 }
 
 // Where everything lies in the workspace: the plans, the states of all splits, then each worker's own scratch.
@@ -146,7 +148,7 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
   const SequencePlan& plan = unit.plan;
   const Index capacity = divideUp(plan.blockRows, width);
   float* streamMemory = memory + flashScratchFloats(problem, width);
-  float* query = streamMemory + (width == kStreamRows ? streamScratchFloats(problem) : 0);
+  float* query = streamMemory + (width <= kStreamRows ? streamScratchFloats(problem) : 0);
   float* own = query + capacity * problem.headDim * width;
   const bool partial = plan.splits > 1;
   float* state =
@@ -163,10 +165,10 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
   }
   keys = {maximum(keys.begin, seen.begin), minimum(keys.end, seen.end)};
   const FlashScratch scratch = placeFlashScratch(problem, width, memory);
-  if constexpr (width == kStreamRows) {
+  if constexpr (width <= kStreamRows) {
     const StreamScratch stream = placeStreamScratch(problem, streamMemory);
-    withRows<kStreamRows>(panels[0].rows, [&](auto rows) {
-      streamForward<decltype(rows)::value>(problem, unit.sequence, panels[0], keys, scratch, stream, execution);
+    withRows<width>(panels[0].rows, [&](auto rows) {
+      streamForward<Shape, decltype(rows)::value>(problem, unit.sequence, panels[0], keys, scratch, stream, execution);
     });
   } else {
     flashForward<Shape>(problem, unit.sequence, panels, count, keys, scratch, execution);

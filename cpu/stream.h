@@ -1,7 +1,7 @@
 // Attention of one to four query rows over a range of keys: the decode step. Every key and value is used so few times
 // that reading it is the cost, so this loop reads memory strictly forwards, whole rows at a time, where the panel loop
 // of cpu/flash.h would touch a dozen rows in turn. Lanes run along the head here:
-//   S [T][4]        = Σ over lanes of key row · query row
+//   S [T][W]        = Σ over lanes of key row · query row, W = 1, 2 or 4
 //   sum [rows][dv]  = sum·2^(old max − max) + Σ P [T][row] · value row
 // The softmax between the two, the masks, and the state a range leaves behind are those of the panel loop.
 #ifndef LOWRANK_ATTENTION_CPU_STREAM_H_
@@ -13,8 +13,9 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-using StreamPanel = PanelShape<hn::CappedTag<float, 4>, 1>;
-constexpr Index kStreamRows = StreamPanel::kWidth;
+template <int kWidth>
+using StreamPanel = PanelShape<hn::CappedTag<float, kWidth>, 1>;
+constexpr Index kStreamRows = 4;
 // Head sizes are padded to whole vectors of the widest instruction set, so that the formula is one for all.
 constexpr Index kStreamPad = 16;
 
@@ -69,7 +70,7 @@ constexpr int kStreamDots = 8;
 // scores[j][r] = key row j · query row r for kKeys keys; kKeys·kRows <= kStreamDots.
 template <int kRows, int kKeys>
 LA_INLINE void streamDots(const float* key, Index keyStride, const float* query, Index queryStride, Index dim,
-                          float* scores) {
+                          float* scores, Index scoreStride) {
   const Full d;
   Vec<Full> sum[kStreamDots];
 #pragma GCC unroll 8
@@ -90,7 +91,7 @@ LA_INLINE void streamDots(const float* key, Index keyStride, const float* query,
   hn::Store(sumsOfFour(d, sum[0], sum[1], sum[2], sum[3]), four, list);
   if constexpr (kKeys * kRows > 4) hn::Store(sumsOfFour(d, sum[4], sum[5], sum[6], sum[7]), four, list + 4);
   for (int j = 0; j < kKeys; ++j) {
-    for (int r = 0; r < kRows; ++r) scores[j * kStreamRows + r] = list[j * kRows + r];
+    for (int r = 0; r < kRows; ++r) scores[j * scoreStride + r] = list[j * kRows + r];
   }
 }
 
@@ -107,24 +108,24 @@ LA_INLINE void prefetchRow(const TileRows& tile, Index count, const TileRows& ne
 
 template <int kRows>
 LA_INLINE void streamScores(const TileRows& key, Index count, const TileRows& next, const float* query,
-                            Index queryStride, Index dim, float* scores) {
+                            Index queryStride, Index dim, float* scores, Index scoreStride) {
   constexpr int kKeys = kStreamDots / kRows;
   Index j = 0;
   for (; j + kKeys <= count; j += kKeys) {
     for (Index row = j; row < j + kKeys; ++row) prefetchRow(key, count, next, dim, row);
     streamDots<kRows, kKeys>(key.data + j * key.rowStride, key.rowStride, query, queryStride, dim,
-                             scores + j * kStreamRows);
+                             scores + j * scoreStride, scoreStride);
   }
   for (; j < count; ++j) {
-    streamDots<kRows, 1>(key.data + j * key.rowStride, key.rowStride, query, queryStride, dim,
-                         scores + j * kStreamRows);
+    streamDots<kRows, 1>(key.data + j * key.rowStride, key.rowStride, query, queryStride, dim, scores + j * scoreStride,
+                         scoreStride);
   }
 }
 
 // sum[r][c0 …] += Σ_j weights[j][r] · value row j, for kVecs vectors of the value.
 template <int kRows, int kVecs>
-LA_INLINE void streamValues(const TileRows& value, Index count, const float* weights, Index c0, float* sum,
-                            Index sumStride) {
+LA_INLINE void streamValues(const TileRows& value, Index count, const float* weights, Index weightStride, Index c0,
+                            float* sum, Index sumStride) {
   const Full d;
   constexpr Index n = kLanes<Full>;
   Vec<Full> total[kRows][kVecs];
@@ -140,7 +141,7 @@ LA_INLINE void streamValues(const TileRows& value, Index count, const float* wei
     for (int v = 0; v < kVecs; ++v) column[v] = hn::LoadU(d, row + v * n);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      const auto weight = hn::Set(d, weights[j * kStreamRows + r]);
+      const auto weight = hn::Set(d, weights[j * weightStride + r]);
 #pragma GCC unroll 8
       for (int v = 0; v < kVecs; ++v) total[r][v] = hn::MulAdd(weight, column[v], total[r][v]);
     }
@@ -155,65 +156,73 @@ LA_INLINE void streamValues(const TileRows& value, Index count, const float* wei
 // Values are read in strips of so many keys: small enough that the strip is still in L1 when its next columns are due.
 constexpr Index kStreamStrip = 16;
 
-template <int kRows>
+template <class Shape, int kRows>
 LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
                           const TileRows& key, const TileRows& value, const FlashScratch& scratch,
                           const StreamScratch& stream) {
   constexpr Index n = kLanes<Full>;
+  constexpr Index width = Shape::kWidth;
   const Index count = keys.end - keys.begin;
   const Index keyDim = roundUp(problem.headDim, n);
   const Index valueDim = roundUp(problem.valueDim, n);
   const Index sumStride = roundUp(problem.valueDim, kStreamPad);
-  streamScores<kRows>(key, count, value, stream.query, roundUp(problem.headDim, kStreamPad), keyDim, scratch.scores);
-  alignas(64) float decay[kStreamRows];
-  const bool hidden = weighTile<StreamPanel>(problem, sequence, panel, keys, scratch, decay);
+  streamScores<kRows>(key, count, value, stream.query, roundUp(problem.headDim, kStreamPad), keyDim, scratch.scores,
+                      width);
+  alignas(64) float decay[width];
+  const bool hidden = weighTile<Shape>(problem, sequence, panel, keys, scratch, decay);
   for (Index r = 0; r < kRows; ++r) {
     for (Index c = 0; c < valueDim; ++c) stream.sum[r * sumStride + c] *= decay[r];
   }
   if (hidden && !FiniteTile(value, count, problem.valueDim).holds()) {
-    addVisibleValues(value, count, problem.valueDim, scratch.scores, kStreamRows, kRows, stream.sum, sumStride, 1);
+    addVisibleValues(value, count, problem.valueDim, scratch.scores, width, kRows, stream.sum, sumStride, 1);
     return;
   }
   const TileRows nextKey = {key.data + count * key.rowStride, key.rowStride};
-  // Accumulators fill about half the registers.
-  constexpr int kVecs = kRows >= 4 ? kRegisters / 16 * 2 : 4;
+  // Eight accumulators hide the latency of a multiply-add; with 32 registers sixteen save weights being read again.
+  constexpr int kVecs = maximum(2, (kRegisters == 32 && kRows > 2 ? 16 : 8) / (kRows == 3 ? 4 : kRows));
   for (Index j = 0; j < count; j += kStreamStrip) {
-    for (Index row = j; row < minimum(j + kStreamStrip, count); ++row)
-      prefetchRow(value, count, nextKey, valueDim, row);
-    const TileRows strip = {value.data + j * value.rowStride, value.rowStride};
     const Index rows = minimum(kStreamStrip, count - j);
-    const float* weights = scratch.scores + j * kStreamRows;
+    for (Index row = j; row < j + rows; ++row) prefetchRow(value, count, nextKey, valueDim, row);
+    const TileRows strip = {value.data + j * value.rowStride, value.rowStride};
+    const float* weights = scratch.scores + j * width;
     Index c = 0;
-    for (; c + kVecs * n <= valueDim; c += kVecs * n)
-      streamValues<kRows, kVecs>(strip, rows, weights, c, stream.sum, sumStride);
-    for (; c < valueDim; c += n) streamValues<kRows, 1>(strip, rows, weights, c, stream.sum, sumStride);
+    for (; c + kVecs * n <= valueDim; c += kVecs * n) {
+      streamValues<kRows, kVecs>(strip, rows, weights, width, c, stream.sum, sumStride);
+    }
+    if constexpr (kVecs > 4) {
+      for (; c + 4 * n <= valueDim; c += 4 * n) {
+        streamValues<kRows, 4>(strip, rows, weights, width, c, stream.sum, sumStride);
+      }
+    }
+    for (; c < valueDim; c += n) streamValues<kRows, 1>(strip, rows, weights, width, c, stream.sum, sumStride);
   }
 }
 
 // As flashForward, for the one panel of a sequence of at most four rows, starting from no keys seen.
-template <int kRows>
+template <class Shape, int kRows>
 LA_INLINE void streamForward(const FullProblem& problem, const FullSequence& sequence, const Panel& panel,
                              KeyRange keys, const FlashScratch& scratch, const StreamScratch& stream,
                              const Execution& execution) {
+  constexpr Index width = Shape::kWidth;
   const Index queryStride = roundUp(problem.headDim, kStreamPad);
   const Index sumStride = roundUp(problem.valueDim, kStreamPad);
   for (Index r = 0; r < kRows; ++r) {
     for (Index c = 0; c < queryStride; ++c) {
-      stream.query[r * queryStride + c] = c < problem.headDim ? panel.query[c * kStreamRows + r] : 0;
+      stream.query[r * queryStride + c] = c < problem.headDim ? panel.query[c * width + r] : 0;
     }
     for (Index c = 0; c < sumStride; ++c) stream.sum[r * sumStride + c] = 0;
   }
-  for (Index i = 0; i < kKeyTile * kStreamRows; ++i) scratch.scores[i] = 0;  // lanes that no row stands in
+  for (Index i = 0; i < kKeyTile * width; ++i) scratch.scores[i] = 0;  // lanes that no row stands in
   forTiles(keys, [&](KeyRange tile) {
     if (execution.aborted()) return false;
     const TileRows key = streamRows(sequence.key, problem.keyType, panel.kvHead, problem.headDim, tile, scratch.key);
     const TileRows value =
         streamRows(sequence.value, problem.keyType, panel.kvHead, problem.valueDim, tile, scratch.value);
-    streamTile<kRows>(problem, sequence, panel, tile, key, value, scratch, stream);
+    streamTile<Shape, kRows>(problem, sequence, panel, tile, key, value, scratch, stream);
     return true;
   });
   for (Index r = 0; r < kRows; ++r) {
-    for (Index c = 0; c < problem.valueDim; ++c) panel.output[c * kStreamRows + r] = stream.sum[r * sumStride + c];
+    for (Index c = 0; c < problem.valueDim; ++c) panel.output[c * width + r] = stream.sum[r * sumStride + c];
   }
 }
 

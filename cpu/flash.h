@@ -110,6 +110,28 @@ class FiniteTile {
   bool finite_ = false;
 };
 
+// Lane i of a vector belongs to row i modulo lanes(Rows). Joins the lanes of each row, halves at a time.
+template <class Rows, class D, class Join>
+LA_INLINE Vec<Rows> foldRows([[maybe_unused]] D d, Vec<D> v, const Join& join) {
+  if constexpr (kLanes<D> == kLanes<Rows>) {
+    return v;
+  } else {
+    const hn::Half<D> half;
+    return foldRows<Rows>(half, join(hn::LowerHalf(half, v), hn::UpperHalf(half, v)), join);
+  }
+}
+
+// Repeats the rows over all lanes.
+template <class Rows, class D>
+LA_INLINE Vec<D> spreadRows([[maybe_unused]] D d, Vec<Rows> rows) {
+  if constexpr (kLanes<D> == kLanes<Rows>) {
+    return rows;
+  } else {
+    const auto half = spreadRows<Rows>(hn::Half<D>(), rows);
+    return hn::Combine(d, half, half);
+  }
+}
+
 // Turns scores into weights 2^(score − max) in place, updates rowMax and rowSum, and gives in `decay` the factor
 // 2^(old max − max) due to what was summed before. The weight of a hidden key (score −∞) is −0: zero in every sum,
 // yet told apart from a visible key whose weight underflowed.
@@ -121,6 +143,7 @@ LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float
   constexpr bool narrow = Shape::kWidth < kLanes<Full>;
   // Lanes [0, step) hold a vector's worth of (key, row) pairs; the next ones of the same rows follow at `stride`.
   using D = std::conditional_t<narrow, Full, typename Shape::Tag>;
+  using Rows = typename Shape::Tag;
   const D d;
   constexpr Index n = kLanes<D>;
   constexpr Index width = Shape::kWidth;
@@ -132,28 +155,12 @@ LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float
 
   for (Index lane = 0; lane < (narrow ? 1 : width); lane += n) {
     float* column = scores + lane;
-    const auto perRow = [&](const float* rows) {
-      if constexpr (!narrow) return hn::Load(d, rows + lane);
-      alignas(64) float spread[n];
-      for (Index i = 0; i < n; ++i) spread[i] = rows[i % width];
-      return hn::Load(d, spread);
-    };
-    // Folds the lanes of each row with `join` and spreads the result over them again.
-    const auto acrossKeys = [&](Vec<D> v, const auto& join) {
-      if constexpr (!narrow) return v;
-      alignas(64) float list[n];
-      hn::Store(v, d, list);
-      for (Index i = width; i < n; ++i) list[i % width] = join(list[i % width], list[i]);
-      return perRow(list);
-    };
+    const Rows rowsTag;
+    const auto perRow = [&](const float* rows) { return spreadRows<Rows>(d, hn::Load(rowsTag, rows + lane)); };
+    // Brings the lanes of each row together with `join` and spreads the result over them again.
+    const auto acrossKeys = [&](Vec<D> v, const auto& join) { return spreadRows<Rows>(d, foldRows<Rows>(d, v, join)); };
     const auto storePerRow = [&](Vec<D> v, float* rows) {
-      if constexpr (!narrow) {
-        hn::Store(v, d, rows + lane);
-      } else {
-        alignas(64) float list[n];
-        hn::Store(v, d, list);
-        for (Index r = 0; r < width; ++r) rows[r] = list[r];
-      }
+      hn::Store(foldRows<Rows>(d, v, [](auto first, auto) { return first; }), rowsTag, rows + lane);
     };
 
     const auto oldMax = perRow(panel.rowMax);
@@ -167,7 +174,7 @@ LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float
     }
     for (; j < vectors; ++j) max0 = hn::Max(max0, hn::Load(d, column + j * stride));
     const auto max =
-        acrossKeys(hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)), [](float a, float b) { return a < b ? b : a; });
+        acrossKeys(hn::Max(hn::Max(max0, max1), hn::Max(max2, max3)), [](auto a, auto b) { return hn::Max(a, b); });
     // A row that has seen nothing yet: subtracting 0 instead of −∞ keeps −∞ − (−∞) out of the exponent.
     const auto shift = hn::IfThenElse(hn::Eq(max, hidden), hn::Zero(d), max);
     const auto factor = exp2NonPositive(d, hn::Sub(oldMax, shift));
@@ -188,7 +195,7 @@ LA_INLINE void softmaxTile(const Panel& panel, Index count, float* scores, float
     }
     for (; j < vectors; ++j) sum0 = hn::Add(sum0, weigh(j));
     const auto sum =
-        acrossKeys(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), [](float a, float b) { return a + b; });
+        acrossKeys(hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3)), [](auto a, auto b) { return hn::Add(a, b); });
     storePerRow(hn::MulAdd(perRow(panel.rowSum), factor, sum), panel.rowSum);
     storePerRow(max, panel.rowMax);
     storePerRow(factor, decay);
@@ -260,11 +267,12 @@ LA_INLINE void flashTile(const FullProblem& problem, const FullSequence& sequenc
   });
 }
 
-// Calls visit(range) for the tiles of [keys.begin, keys.end) in ascending order until it returns false.
+// Calls visit(range) for the tiles of [keys.begin, keys.end), cut at multiples of `size`, in ascending order until it
+// returns false.
 template <class Visit>
-LA_INLINE void forTiles(KeyRange keys, const Visit& visit) {
-  for (Index tile = keys.begin / kKeyTile * kKeyTile; tile < keys.end; tile += kKeyTile) {
-    if (!visit({maximum(tile, keys.begin), minimum(tile + kKeyTile, keys.end)})) return;
+LA_INLINE void forTiles(KeyRange keys, Index size, const Visit& visit) {
+  for (Index tile = keys.begin / size * size; tile < keys.end; tile += size) {
+    if (!visit({maximum(tile, keys.begin), minimum(tile + size, keys.end)})) return;
   }
 }
 
@@ -273,7 +281,7 @@ template <class Shape>
 LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequence, const Panel* panels,
                             Index panelCount, KeyRange keys, const FlashScratch& scratch, const Execution& execution) {
   const Index kvHead = panels[0].kvHead;
-  forTiles(keys, [&](KeyRange tile) {
+  forTiles(keys, kKeyTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
     const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);
     const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, tile, scratch.value);

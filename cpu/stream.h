@@ -7,8 +7,6 @@
 #ifndef LOWRANK_ATTENTION_CPU_STREAM_H_
 #define LOWRANK_ATTENTION_CPU_STREAM_H_
 
-#include <hwy/cache_control.h>
-
 #include "cpu/flash.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
@@ -16,6 +14,9 @@ namespace lowrank_attention::HWY_NAMESPACE {
 template <int kWidth>
 using StreamPanel = PanelShape<hn::CappedTag<float, kWidth>, 1>;
 constexpr Index kStreamRows = 4;
+// Keys of a tile. Short, so that the softmax between its keys and its values, which gives memory nothing to do, is over
+// before the processor's prefetcher has run out of work.
+constexpr Index kStreamTile = 16;
 // Head sizes are padded to whole vectors of the widest instruction set, so that the formula is one for all.
 constexpr Index kStreamPad = 16;
 
@@ -33,11 +34,28 @@ LA_INLINE StreamScratch placeStreamScratch(const FullProblem& problem, float* me
   return {memory, memory + kStreamRows * roundUp(problem.headDim, kStreamPad)};
 }
 
-// Rows of a head as float32 whose length is a whole number of vectors: where they lie, or padded with zeros.
-LA_INLINE TileRows streamRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys,
-                              float* staging) {
+// Rows of a tile in the element type of the loop; their length is a whole number of vectors.
+template <DataType kType>
+struct StreamRows {
+  const void* data;
+  Index rowStride;
+
+  // The elements of row j from c on.
+  LA_METHOD Vec<Full> load(Index j, Index c) const {
+    return loadAs(Full(), kType, elementAt(data, kType, j * rowStride + c));
+  }
+  LA_METHOD StreamRows from(Index j) const { return {elementAt(data, kType, j * rowStride), rowStride}; }
+};
+
+// Whether rows of so many elements can be used where they lie.
+LA_INLINE bool wholeVectors(Index dim) { return dim % kLanes<Full> == 0; }
+
+// Rows of a head: where they lie in type kType, or converted to float32 and padded with zeros.
+template <DataType kType>
+LA_INLINE StreamRows<kType> streamRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys,
+                                       float* staging) {
   const void* source = rowsOnPage(rows, type, head, keys);
-  if (type == DataType::kFloat32 && dim % kLanes<Full> == 0) return {static_cast<const float*>(source), rows.rowStride};
+  if (kType == type && wholeVectors(dim)) return {source, rows.rowStride};
   const Index padded = roundUp(dim, kStreamPad);
   for (Index j = 0; j < keys.end - keys.begin; ++j) {
     float* target = staging + j * padded;
@@ -68,9 +86,9 @@ LA_INLINE Vec<Four> sumsOfFour(D d, Vec<D> a, Vec<D> b, Vec<D> c, Vec<D> e) {
 constexpr int kStreamDots = 8;
 
 // scores[j][r] = key row j · query row r for kKeys keys; kKeys·kRows <= kStreamDots.
-template <int kRows, int kKeys>
-LA_INLINE void streamDots(const float* key, Index keyStride, const float* query, Index queryStride, Index dim,
-                          float* scores, Index scoreStride) {
+template <int kRows, int kKeys, DataType kType>
+LA_INLINE void streamDots(const StreamRows<kType>& key, const float* query, Index queryStride, Index dim, float* scores,
+                          Index scoreStride) {
   const Full d;
   Vec<Full> sum[kStreamDots];
 #pragma GCC unroll 8
@@ -78,7 +96,7 @@ LA_INLINE void streamDots(const float* key, Index keyStride, const float* query,
   for (Index c = 0; c < dim; c += kLanes<Full>) {
     Vec<Full> rows[kKeys];
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) rows[j] = hn::LoadU(d, key + j * keyStride + c);
+    for (int j = 0; j < kKeys; ++j) rows[j] = key.load(j, c);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto q = hn::Load(d, query + r * queryStride + c);
@@ -95,37 +113,23 @@ LA_INLINE void streamDots(const float* key, Index keyStride, const float* query,
   }
 }
 
-// Rows are asked for this many rows before they are used. The processor's own prefetcher stops at the end of every
-// memory page and of every tile.
-constexpr Index kRowsAhead = 16;
-
-// Asks for row j + kRowsAhead of a tile or, past its end, for a row of the tile that is read next.
-LA_INLINE void prefetchRow(const TileRows& tile, Index count, const TileRows& next, Index dim, Index j) {
-  const Index ahead = j + kRowsAhead;
-  const float* row = ahead < count ? tile.data + ahead * tile.rowStride : next.data + (ahead - count) * next.rowStride;
-  for (Index c = 0; c < dim; c += 16) hwy::Prefetch(row + c);
-}
-
-template <int kRows>
-LA_INLINE void streamScores(const TileRows& key, Index count, const TileRows& next, const float* query,
-                            Index queryStride, Index dim, float* scores, Index scoreStride) {
+template <int kRows, DataType kType>
+LA_INLINE void streamScores(const StreamRows<kType>& key, Index count, const float* query, Index queryStride, Index dim,
+                            float* scores, Index scoreStride) {
   constexpr int kKeys = kStreamDots / kRows;
   Index j = 0;
   for (; j + kKeys <= count; j += kKeys) {
-    for (Index row = j; row < j + kKeys; ++row) prefetchRow(key, count, next, dim, row);
-    streamDots<kRows, kKeys>(key.data + j * key.rowStride, key.rowStride, query, queryStride, dim,
-                             scores + j * scoreStride, scoreStride);
+    streamDots<kRows, kKeys>(key.from(j), query, queryStride, dim, scores + j * scoreStride, scoreStride);
   }
   for (; j < count; ++j) {
-    streamDots<kRows, 1>(key.data + j * key.rowStride, key.rowStride, query, queryStride, dim, scores + j * scoreStride,
-                         scoreStride);
+    streamDots<kRows, 1>(key.from(j), query, queryStride, dim, scores + j * scoreStride, scoreStride);
   }
 }
 
 // sum[r][c0 …] += Σ_j weights[j][r] · value row j, for kVecs vectors of the value.
-template <int kRows, int kVecs>
-LA_INLINE void streamValues(const TileRows& value, Index count, const float* weights, Index weightStride, Index c0,
-                            float* sum, Index sumStride) {
+template <int kRows, int kVecs, DataType kType>
+LA_INLINE void streamValues(const StreamRows<kType>& value, Index count, const float* weights, Index weightStride,
+                            Index c0, float* sum, Index sumStride) {
   const Full d;
   constexpr Index n = kLanes<Full>;
   Vec<Full> total[kRows][kVecs];
@@ -135,10 +139,9 @@ LA_INLINE void streamValues(const TileRows& value, Index count, const float* wei
     for (int v = 0; v < kVecs; ++v) total[r][v] = hn::Load(d, sum + r * sumStride + c0 + v * n);
   }
   for (Index j = 0; j < count; ++j) {
-    const float* row = value.data + j * value.rowStride + c0;
     Vec<Full> column[kVecs];
 #pragma GCC unroll 8
-    for (int v = 0; v < kVecs; ++v) column[v] = hn::LoadU(d, row + v * n);
+    for (int v = 0; v < kVecs; ++v) column[v] = value.load(j, c0 + v * n);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const auto weight = hn::Set(d, weights[j * weightStride + r]);
@@ -153,12 +156,19 @@ LA_INLINE void streamValues(const TileRows& value, Index count, const float* wei
   }
 }
 
-// Values are read in strips of so many keys: small enough that the strip is still in L1 when its next columns are due.
-constexpr Index kStreamStrip = 16;
+// The tile's values as float32, for what only a tile with hidden keys needs.
+template <DataType kType>
+LA_INLINE TileRows plainRows(const StreamRows<kType>& rows, Index count, Index dim, float* staging) {
+  if (kType == DataType::kFloat32) return {static_cast<const float*>(rows.data), rows.rowStride};
+  for (Index j = 0; j < count; ++j) {
+    convertRow(kType, rows.from(j).data, DataType::kFloat32, staging + j * dim, dim);
+  }
+  return {staging, dim};
+}
 
-template <class Shape, int kRows>
+template <class Shape, int kRows, DataType kType>
 LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
-                          const TileRows& key, const TileRows& value, const FlashScratch& scratch,
+                          const StreamRows<kType>& key, const StreamRows<kType>& value, const FlashScratch& scratch,
                           const StreamScratch& stream) {
   constexpr Index n = kLanes<Full>;
   constexpr Index width = Shape::kWidth;
@@ -166,36 +176,46 @@ LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequen
   const Index keyDim = roundUp(problem.headDim, n);
   const Index valueDim = roundUp(problem.valueDim, n);
   const Index sumStride = roundUp(problem.valueDim, kStreamPad);
-  streamScores<kRows>(key, count, value, stream.query, roundUp(problem.headDim, kStreamPad), keyDim, scratch.scores,
-                      width);
+  streamScores<kRows>(key, count, stream.query, roundUp(problem.headDim, kStreamPad), keyDim, scratch.scores, width);
   alignas(64) float decay[width];
   const bool hidden = weighTile<Shape>(problem, sequence, panel, keys, scratch, decay);
   for (Index r = 0; r < kRows; ++r) {
     for (Index c = 0; c < valueDim; ++c) stream.sum[r * sumStride + c] *= decay[r];
   }
-  if (hidden && !FiniteTile(value, count, problem.valueDim).holds()) {
-    addVisibleValues(value, count, problem.valueDim, scratch.scores, width, kRows, stream.sum, sumStride, 1);
-    return;
+  if (hidden) {
+    const TileRows plain = plainRows(value, count, problem.valueDim, scratch.value);
+    if (!FiniteTile(plain, count, problem.valueDim).holds()) {
+      addVisibleValues(plain, count, problem.valueDim, scratch.scores, width, kRows, stream.sum, sumStride, 1);
+      return;
+    }
   }
-  const TileRows nextKey = {key.data + count * key.rowStride, key.rowStride};
   // Eight accumulators hide the latency of a multiply-add; with 32 registers sixteen save weights being read again.
   constexpr int kVecs = maximum(2, (kRegisters == 32 && kRows > 2 ? 16 : 8) / (kRows == 3 ? 4 : kRows));
-  for (Index j = 0; j < count; j += kStreamStrip) {
-    const Index rows = minimum(kStreamStrip, count - j);
-    for (Index row = j; row < j + rows; ++row) prefetchRow(value, count, nextKey, valueDim, row);
-    const TileRows strip = {value.data + j * value.rowStride, value.rowStride};
-    const float* weights = scratch.scores + j * width;
-    Index c = 0;
-    for (; c + kVecs * n <= valueDim; c += kVecs * n) {
-      streamValues<kRows, kVecs>(strip, rows, weights, width, c, stream.sum, sumStride);
-    }
-    if constexpr (kVecs > 4) {
-      for (; c + 4 * n <= valueDim; c += 4 * n) {
-        streamValues<kRows, 4>(strip, rows, weights, width, c, stream.sum, sumStride);
-      }
-    }
-    for (; c < valueDim; c += n) streamValues<kRows, 1>(strip, rows, weights, width, c, stream.sum, sumStride);
+  Index c = 0;
+  for (; c + kVecs * n <= valueDim; c += kVecs * n) {
+    streamValues<kRows, kVecs>(value, count, scratch.scores, width, c, stream.sum, sumStride);
   }
+  if constexpr (kVecs > 4) {
+    for (; c + 4 * n <= valueDim; c += 4 * n) {
+      streamValues<kRows, 4>(value, count, scratch.scores, width, c, stream.sum, sumStride);
+    }
+  }
+  for (; c < valueDim; c += n) {
+    streamValues<kRows, 1>(value, count, scratch.scores, width, c, stream.sum, sumStride);
+  }
+}
+
+template <class Shape, int kRows, DataType kType>
+LA_INLINE void streamTiles(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
+                           const FlashScratch& scratch, const StreamScratch& stream, const Execution& execution) {
+  forTiles(keys, kStreamTile, [&](KeyRange tile) {
+    if (execution.aborted()) return false;
+    const auto key = streamRows<kType>(sequence.key, problem.keyType, panel.kvHead, problem.headDim, tile, scratch.key);
+    const auto value =
+        streamRows<kType>(sequence.value, problem.keyType, panel.kvHead, problem.valueDim, tile, scratch.value);
+    streamTile<Shape, kRows>(problem, sequence, panel, tile, key, value, scratch, stream);
+    return true;
+  });
 }
 
 // As flashForward, for the one panel of a sequence of at most four rows, starting from no keys seen.
@@ -213,14 +233,17 @@ LA_INLINE void streamForward(const FullProblem& problem, const FullSequence& seq
     for (Index c = 0; c < sumStride; ++c) stream.sum[r * sumStride + c] = 0;
   }
   for (Index i = 0; i < kKeyTile * width; ++i) scratch.scores[i] = 0;  // lanes that no row stands in
-  forTiles(keys, [&](KeyRange tile) {
-    if (execution.aborted()) return false;
-    const TileRows key = streamRows(sequence.key, problem.keyType, panel.kvHead, problem.headDim, tile, scratch.key);
-    const TileRows value =
-        streamRows(sequence.value, problem.keyType, panel.kvHead, problem.valueDim, tile, scratch.value);
-    streamTile<Shape, kRows>(problem, sequence, panel, tile, key, value, scratch, stream);
-    return true;
-  });
+  const bool inPlace = wholeVectors(problem.headDim) && wholeVectors(problem.valueDim);
+  const auto run = [&](auto type) {
+    streamTiles<Shape, kRows, decltype(type)::value>(problem, sequence, panel, keys, scratch, stream, execution);
+  };
+  if (inPlace && problem.keyType == DataType::kFloat16) {
+    run(std::integral_constant<DataType, DataType::kFloat16>());
+  } else if (inPlace && problem.keyType == DataType::kBfloat16) {
+    run(std::integral_constant<DataType, DataType::kBfloat16>());
+  } else {
+    run(std::integral_constant<DataType, DataType::kFloat32>());
+  }
   for (Index r = 0; r < kRows; ++r) {
     for (Index c = 0; c < problem.valueDim; ++c) panel.output[c * width + r] = stream.sum[r * sumStride + c];
   }

@@ -17,6 +17,8 @@ constexpr Index kStreamRows = 4;
 // Keys of a tile. Short, so that the softmax between its keys and its values, which gives memory nothing to do, is over
 // before the processor's prefetcher has run out of work.
 constexpr Index kStreamTile = 16;
+// 256 bits are enough to keep up with memory, and measured faster than 512 (docs/performance.md).
+using StreamTag = hn::CappedTag<float, 8>;
 // Head sizes are padded to whole vectors of the widest instruction set, so that the formula is one for all.
 constexpr Index kStreamPad = 16;
 
@@ -41,14 +43,14 @@ struct StreamRows {
   Index rowStride;
 
   // The elements of row j from c on.
-  LA_METHOD Vec<Full> load(Index j, Index c) const {
-    return loadAs(Full(), kType, elementAt(data, kType, j * rowStride + c));
+  LA_METHOD Vec<StreamTag> load(Index j, Index c) const {
+    return loadAs(StreamTag(), kType, elementAt(data, kType, j * rowStride + c));
   }
   LA_METHOD StreamRows from(Index j) const { return {elementAt(data, kType, j * rowStride), rowStride}; }
 };
 
 // Whether rows of so many elements can be used where they lie.
-LA_INLINE bool wholeVectors(Index dim) { return dim % kLanes<Full> == 0; }
+LA_INLINE bool wholeVectors(Index dim) { return dim % kLanes<StreamTag> == 0; }
 
 // Rows of a head: where they lie in type kType, or converted to float32 and padded with zeros.
 template <DataType kType>
@@ -89,19 +91,28 @@ constexpr int kStreamDots = 8;
 template <int kRows, int kKeys, DataType kType>
 LA_INLINE void streamDots(const StreamRows<kType>& key, const float* query, Index queryStride, Index dim, float* scores,
                           Index scoreStride) {
-  const Full d;
-  Vec<Full> sum[kStreamDots];
+  const StreamTag d;
+  Vec<StreamTag> sum[kStreamDots];
 #pragma GCC unroll 8
   for (int i = 0; i < kStreamDots; ++i) sum[i] = hn::Zero(d);
-  for (Index c = 0; c < dim; c += kLanes<Full>) {
-    Vec<Full> rows[kKeys];
+  // Whole rows one after the other, at most two at a time: lines that are asked for out of order escape the processor's
+  // prefetcher, which costs a third of the bandwidth.
+  constexpr int kAbreast = kRows > 2 && kKeys > 1 ? 2 : 1;
 #pragma GCC unroll 8
-    for (int j = 0; j < kKeys; ++j) rows[j] = key.load(j, c);
+  for (int j0 = 0; j0 < kKeys; j0 += kAbreast) {
+    for (Index c = 0; c < dim; c += kLanes<StreamTag>) {
+      Vec<StreamTag> rows[kAbreast];
+#pragma GCC unroll 2
+      for (int j = 0; j < kAbreast; ++j) rows[j] = key.load(j0 + j, c);
 #pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) {
-      const auto q = hn::Load(d, query + r * queryStride + c);
-#pragma GCC unroll 8
-      for (int j = 0; j < kKeys; ++j) sum[j * kRows + r] = hn::MulAdd(rows[j], q, sum[j * kRows + r]);
+      for (int r = 0; r < kRows; ++r) {
+        const auto q = hn::Load(d, query + r * queryStride + c);
+#pragma GCC unroll 2
+        for (int j = 0; j < kAbreast; ++j) {
+          Vec<StreamTag>& total = sum[(j0 + j) * kRows + r];
+          total = hn::MulAdd(rows[j], q, total);
+        }
+      }
     }
   }
   const Four four;
@@ -130,16 +141,16 @@ LA_INLINE void streamScores(const StreamRows<kType>& key, Index count, const flo
 template <int kRows, int kVecs, DataType kType>
 LA_INLINE void streamValues(const StreamRows<kType>& value, Index count, const float* weights, Index weightStride,
                             Index c0, float* sum, Index sumStride) {
-  const Full d;
-  constexpr Index n = kLanes<Full>;
-  Vec<Full> total[kRows][kVecs];
+  const StreamTag d;
+  constexpr Index n = kLanes<StreamTag>;
+  Vec<StreamTag> total[kRows][kVecs];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) total[r][v] = hn::Load(d, sum + r * sumStride + c0 + v * n);
   }
   for (Index j = 0; j < count; ++j) {
-    Vec<Full> column[kVecs];
+    Vec<StreamTag> column[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) column[v] = value.load(j, c0 + v * n);
 #pragma GCC unroll 4
@@ -170,7 +181,7 @@ template <class Shape, int kRows, DataType kType>
 LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
                           const StreamRows<kType>& key, const StreamRows<kType>& value, const FlashScratch& scratch,
                           const StreamScratch& stream) {
-  constexpr Index n = kLanes<Full>;
+  constexpr Index n = kLanes<StreamTag>;
   constexpr Index width = Shape::kWidth;
   const Index count = keys.end - keys.begin;
   const Index keyDim = roundUp(problem.headDim, n);
@@ -189,19 +200,29 @@ LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequen
       return;
     }
   }
-  // Eight accumulators hide the latency of a multiply-add; with 32 registers sixteen save weights being read again.
-  constexpr int kVecs = maximum(2, (kRegisters == 32 && kRows > 2 ? 16 : 8) / (kRows == 3 ? 4 : kRows));
-  Index c = 0;
-  for (; c + kVecs * n <= valueDim; c += kVecs * n) {
-    streamValues<kRows, kVecs>(value, count, scratch.scores, width, c, stream.sum, sumStride);
-  }
-  if constexpr (kVecs > 4) {
-    for (; c + 4 * n <= valueDim; c += 4 * n) {
-      streamValues<kRows, 4>(value, count, scratch.scores, width, c, stream.sum, sumStride);
+  // Up to eight vectors of a row at once, so that memory is read forwards; the passes for further query rows find the
+  // tile in L1. Eight accumulators hide the latency of a multiply-add, and fit with 16 registers.
+  constexpr int kAbreast = minimum(kRows, kRegisters / 16);
+  for (int r = 0; r < kRows; r += kAbreast) {
+    constexpr int kRest = kRows % kAbreast;
+    const auto pass = [&](auto rows) {
+      constexpr int kPass = decltype(rows)::value;
+      float* sum = stream.sum + r * sumStride;
+      const float* weights = scratch.scores + r;
+      Index c = 0;
+      for (; c + 8 * n <= valueDim; c += 8 * n) {
+        streamValues<kPass, 8>(value, count, weights, width, c, sum, sumStride);
+      }
+      for (; c + 4 * n <= valueDim; c += 4 * n) {
+        streamValues<kPass, 4>(value, count, weights, width, c, sum, sumStride);
+      }
+      for (; c < valueDim; c += n) streamValues<kPass, 1>(value, count, weights, width, c, sum, sumStride);
+    };
+    if (kRest != 0 && r + kAbreast > kRows) {
+      pass(Constant < kRest == 0 ? kAbreast : kRest > ());
+    } else {
+      pass(Constant<kAbreast>());
     }
-  }
-  for (; c < valueDim; c += n) {
-    streamValues<kRows, 1>(value, count, scratch.scores, width, c, stream.sum, sumStride);
   }
 }
 

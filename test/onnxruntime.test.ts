@@ -222,8 +222,8 @@ describe('GroupQueryAttention with its cache, against KvCache', () => {
   });
 });
 
-test('onnxruntime is not asked for what we never computed: its answer differs when ours would be wrong', async () => {
+test('the comparison notices the answer to other inputs', async () => {
   const { q, k, v } = normalInputs(plain, 5);
   const { o } = await run(onnxAttention(), { q: feed(q), k: feed(k), v: feed(normal(v.dims, 99)) });
-  expect(() => expectSame(attentionSync(q, k, v), o as OnnxTensor, q, k, v, {})).toThrow('out of tolerance');
+  expect(() => expectSame(attentionSync(q, k, v), o as OnnxTensor, q, k, v, {})).toThrow(/out of tolerance|unfit data/);
 });

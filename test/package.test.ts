@@ -254,7 +254,7 @@ describe('where the addon cannot be loaded, the message says', () => {
     const message = altered('damaged', (installed) => fs.truncateSync(path.join(installed, addonFile), 40));
     expect(message).toMatch('ERR_DEVICE: the native addon of lowrank-attention does not load');
     expect(message).toMatch(`lowrank-attention/${addonFile}`);
-    expect(message).toMatch(/file too short|cannot read|invalid/);
+    expect(message).toMatch('file too short');
   });
 
   test('the version, if glibc is older than it asks for', () => {

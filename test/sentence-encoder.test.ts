@@ -11,8 +11,8 @@ import { Workspace } from '../examples/sentence-encoder/workspace';
 
 const width = 512;
 
-/** Measured: 5e-7. At the 1e-5 that is asked for, a wrong epsilon in the layer norms would pass. */
-const tolerance = 2e-6;
+/** Measured: up to 1.2e-6. At the 1e-5 that is asked for, a wrong epsilon in the layer norms would pass. */
+const tolerance = 4e-6;
 
 let weights: EncoderWeights;
 let tokenizer: Tokenizer;

@@ -13,6 +13,7 @@ import {
 } from './data';
 import { expectAttention } from './expectation';
 import { checkAttention } from './full-run';
+import { toFloat64 } from './half';
 import type { AttentionMeaning } from './problem';
 import { isaRows, once } from './rows';
 
@@ -227,6 +228,27 @@ describe.each(types)('%s', (type) => {
       },
     },
   };
+  // [which input, element, value]; the rows of keys it is seen by become what IEEE arithmetic makes of it.
+  const special = [
+    ['q', 16 * 3 + 1, NaN],
+    ['q', 16 * 3 + 1, Infinity],
+    ['k', 16 * 12 + 2, NaN],
+    ['k', 16 * 12 + 2, -Infinity],
+    ['v', 16 * 12 + 5, NaN],
+    ['v', 16 * 12 + 5, -Infinity],
+  ] as const;
+  for (const [which, at, value] of special) {
+    for (const queries of [4, 70]) {
+      cases[`${value} in ${which}, ${queries} queries`] = {
+        inputs: () => {
+          const inputs = normalInputs({ queries, keys: 20, headDim: 16 }, 35, type);
+          const plain = toFloat64(inputs[which]);
+          return { ...inputs, [which]: filled(inputs[which].dims, type, (i) => (i === at ? value : plain[i])) };
+        },
+        options: { causal: true },
+      };
+    }
+  }
   for (const [name, make] of Object.entries(hurtful)) {
     cases[name] = { inputs: () => make({ heads: 2, queries: 20, keys: 300, headDim: 64 }, 41, type) };
     cases[`${name}, one query, causal`] = {

@@ -61,7 +61,7 @@ describe('native code', () => {
 
   test.each(native.filter((file) => file.endsWith('.h')))('%s is guarded by its path', (file) => {
     const guard = `LOWRANK_ATTENTION_${file.toUpperCase().replaceAll(/[/.]/g, '_')}_`;
-    expect(read(file)).toMatch(new RegExp(`#ifndef ${guard}\\n#define ${guard}\\n[^]*#endif  // ${guard}\\n$`));
+    expect(read(file)).toMatch(new RegExp(`#ifndef ${guard}\\n#define ${guard}\\n[\\s\\S]*#endif  // ${guard}\\n$`));
   });
 });
 

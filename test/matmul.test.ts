@@ -4,6 +4,7 @@ import type { DataType, Tensor } from '../lib/tensor';
 import { filled, guarded, normal, slice, types } from './data';
 import { expectMatmul } from './expectation';
 import { expectSameBits } from './full-run';
+import { toFloat64 } from './half';
 import type { MatmulMeaning } from './reference-matmul';
 import { isaRows, once } from './rows';
 import { compare, type Expected } from './tolerance';
@@ -170,10 +171,11 @@ describe('nothing to compute', () => {
   });
 });
 
-describe('NaN and infinity', () => {
+describe.each(types)('NaN and infinity in %s', (type) => {
   const poisoned = (value: number) => () => {
-    const { a, b } = factors(20, 40, 30, 'float32', false);
-    return { a: filled(a.dims, 'float32', (i) => (i === 40 * 7 + 5 ? value : a.data[i])), b };
+    const { a, b } = factors(20, 40, 30, type, false);
+    const plain = toFloat64(a);
+    return { a: filled(a.dims, type, (i) => (i === 40 * 7 + 5 ? value : plain[i])), b };
   };
   table({ 'NaN stays in its row': { inputs: poisoned(NaN) }, 'infinity too': { inputs: poisoned(Infinity) } });
 });

@@ -16,7 +16,8 @@ const addonFile = `prebuilds/${platform}/lowrank_attention.node`;
 const poolFile = `prebuilds/${platform}/libpthreadpool.so.0`;
 
 /** The oldest glibc the prebuilt binary runs on, as README.md states it. */
-const oldestGlibc = '2.35';
+const [, oldestGlibc = ''] =
+  /glibc (2\.\d+) or later/.exec(fs.readFileSync(path.join(root, 'README.md'), 'utf8')) ?? [];
 /** Parts of glibc. */
 const systemLibraries = /^(ld-linux-.*|lib(c|m|dl|rt|pthread))\.so\.\d+$/;
 
@@ -130,6 +131,14 @@ describe('the tarball', () => {
     expect(compiled.sort()).toEqual(modules.map((file) => `dist/${file}`).sort());
   });
 
+  test('holds the licence of everything in it', () => {
+    const licences = fs.readFileSync(installedFile('THIRD_PARTY_LICENSES.md'), 'utf8');
+    for (const part of ['pthreadpool', 'FXdiv', 'Highway', 'node-addon-api', 'Node-API headers', 'libstdc++']) {
+      expect(licences).toContain(`\n| ${part}`);
+    }
+    expect(fs.readFileSync(installedFile('LICENSE'), 'utf8')).toContain('Apache License');
+  });
+
   test('is small', () => {
     expect(packed.unpackedSize).toBeLessThan(5e6);
   });
@@ -156,6 +165,7 @@ describe('the prebuilt binary', () => {
   test.each([addonFile, poolFile])('%s runs on the oldest glibc that README.md names', (file) => {
     const minor = (version: string): number => Number(version.split('.')[1]);
     const versions = found(read('-V', file), /GLIBC_(2\.\d+)/g);
+    expect(oldestGlibc).toMatch(/^2\.\d+$/);
     expect(versions.length).toBeGreaterThan(0);
     expect(Math.max(...versions.map(minor))).toBeLessThanOrEqual(minor(oldestGlibc));
   });

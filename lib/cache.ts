@@ -79,9 +79,11 @@ function checkShape(options: KvCacheOptions): CheckedShape {
  * `attend` calls are in flight, and any number of those may be.
  */
 export class KvCache {
+  /** As given to the constructor, like the four below. */
   readonly heads: number;
   readonly headDim: number;
   readonly valueDim: number;
+  /** `Infinity` when not given. */
   readonly capacity: number;
   readonly type: DataType;
   #length = 0;

@@ -16,9 +16,12 @@ export type Device = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
 
 /** Options of every op: how to run, not what to compute. */
 export interface CallOptions {
-  /** Write the result here instead of into a new tensor. Must have the result's dims and overlap no input. */
+  /**
+   * Write the result here instead of into a new tensor. Must have the result's dims and overlap no input. Its type may
+   * differ from the inputs'; it is rounded to once, from float32. Default a new tensor.
+   */
   readonly out?: Tensor;
-  /** Default `'auto'`. */
+  /** Where to run; `'cuda'` is refused while there are no CUDA kernels. Default `'auto'`. */
   readonly device?: Device;
   /**
    * Forces one row of the kernel table (see `info().kernels`); for tests and measurements.
@@ -27,7 +30,10 @@ export interface CallOptions {
   readonly isa?: string;
   /** Most threads this call may use, the calling one included. At least 1; more than there are cores is as many. Default: all cores. */
   readonly threads?: number;
-  /** Stops the call within milliseconds; the promise is then rejected with `ERR_ABORTED`. */
+  /**
+   * Stops the call within milliseconds; the promise is then rejected with `ERR_ABORTED`. Synchronous calls look at it
+   * before they begin only. Default none.
+   */
   readonly signal?: AbortSignal;
 }
 

@@ -7,6 +7,9 @@ import { allocate, type DataType, type RandomNormalOptions, type Tensor, type Te
 /**
  * A copy of a tensor in another element type, rounded to nearest with ties to even.
  *
+ * @param source a tensor of any dims
+ * @param type element type of the copy; beyond the largest number of float16 lies infinity
+ * @returns a tensor of the same dims; 16-bit types are held in a `Uint16Array`
  * @throws AttentionError ERR_TYPE, ERR_SHAPE, ERR_MEMORY
  */
 export function cast<Type extends DataType>(source: Tensor, type: Type): TensorOf<Type>;

@@ -30,14 +30,14 @@ export interface ScoreOptions {
   /**
    * `'bool'` (1 = may see) or additive `'float32'` in natural-log units (−∞ hides). Rank 2 to 4, aligned at the last
    * axis with `[batch, heads, queries, keys]`; every axis but the last may be 1 or missing. A key that a mask hides
-   * contributes nothing, even if its key or value is NaN.
+   * contributes nothing, even if its key or value is NaN. Default none.
    */
   readonly mask?: MaskTensor;
   /** s ← softcap·tanh(s/softcap) after `scale`, before masks (Gemma 2, arXiv 2408.00118). > 0; 0 = off. Default off. */
   readonly softcap?: number;
   /**
    * One logit a query head that takes part in the softmax denominator and has no value (attention sinks, arXiv
-   * 2309.17453). `lse` counts it in. Length heads.
+   * 2309.17453). `lse` counts it in. Length heads; each below infinity, −∞ is none. Default none.
    */
   readonly sinks?: Float32Array | readonly number[];
 }
@@ -46,7 +46,7 @@ export interface ScoreOptions {
 export interface AttentionOptions extends CallOptions, ScoreOptions {
   /** Valid keys of each sequence, 0 to keys; the rest is padding and never read. Default all. */
   readonly keyLengths?: readonly number[] | Int32Array;
-  /** Valid queries of each sequence; output rows past them are zero, `lse` −∞. Default all. */
+  /** Valid queries of each sequence, 0 to queries; output rows past them are zero, `lse` −∞. Default all. */
   readonly queryLengths?: readonly number[] | Int32Array;
 }
 

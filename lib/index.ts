@@ -13,7 +13,7 @@ export { type AttentionWithLse, attention, attentionSync, attentionWithLse, atte
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
-export { mergeAttention, mergeAttentionSync } from './merge';
+export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export {
   type DataType,

@@ -15,8 +15,8 @@ const optionNames: ReadonlySet<string> = new Set([...callOptionNames, 'transpose
 /**
  * Matrix product of the last two axes, on a worker thread. Leading axes broadcast against each other as in numpy.
  *
- * @param a `[…, m, k]`
- * @param b `[…, k, n]`, or `[…, n, k]` with `transposeB`
+ * @param a `[…, m, k]`, rank 2 or more
+ * @param b `[…, k, n]`, or `[…, n, k]` with `transposeB`; its type may differ from a's
  * @returns `[…, m, n]` of a's type; sums are accumulated in float32
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
  */

@@ -18,7 +18,9 @@ const optionNames: ReadonlySet<string> = new Set([...callOptionNames, 'layout'])
  * Exact attention over the union of disjoint key ranges, from attention over each: the outputs weighted by
  * exp(lse − lse of the union) (Ye et al. 2025, arXiv 2501.01005, section 2.2). Runs on a worker thread.
  *
- * @param parts one or more results of `attentionWithLse` on the same queries, all of one type. A sink belongs to one part only.
+ * @param parts one or more results of `attentionWithLse` on the same queries, all of one type: `output`
+ *   `[batch, heads, length, dim]` in the call's layout, `lse` float32 `[batch, heads, length]`. A sink belongs to one part only.
+ * @param options `out` must be of the parts' type
  * @returns the merged output, of the parts' type, and its lse
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
  */

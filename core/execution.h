@@ -7,8 +7,8 @@
 namespace lowrank_attention {
 
 struct Execution {
-  // `leave` is null for worker 0. For another it becomes non-zero when its thread is wanted elsewhere: the worker should
-  // then return although work is left, before it takes more.
+  // `leave` is null for worker 0. For another it becomes non-zero when its thread is wanted elsewhere: the worker
+  // should then return although work is left, before it takes more.
   using Body = void (*)(void* context, Index worker, const std::int32_t* leave);
 
   // Workers of this call, at least 1. A kernel indexes its scratch by worker.

@@ -79,12 +79,14 @@ struct KeyRange {
   Index end = 0;
 };
 
-// Keys that query `i` of the sequence may see before masks are looked at.
+// Keys that query `i` of the sequence may see before masks are looked at. No key at all is {kOpen, 0}, which adds
+// nothing to a union of ranges and lies in no tile.
 LA_INLINE KeyRange visibleKeys(const FullProblem& problem, const FullSequence& sequence, Index i) {
   const Index position = i + sequence.offset;
   const Index begin = maximum(0, position - problem.left);
   const Index end = minimum(sequence.keys, position + problem.right + 1);
-  return {begin, maximum(begin, end)};
+  if (begin >= end) return {FullProblem::kOpen, 0};
+  return {begin, end};
 }
 
 }  // namespace lowrank_attention

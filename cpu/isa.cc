@@ -1,8 +1,20 @@
 #include "cpu/isa.h"
 
+#include <cpuid.h>
+
 #include <cstring>
 
 namespace lowrank_attention {
+
+namespace {
+
+// Clang before 16 does not know the name for __builtin_cpu_supports.
+bool haveF16c() {
+  unsigned int a = 0, b = 0, c = 0, d = 0;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+
+}  // namespace
 
 // Every test names all the features the file of that instruction set is compiled with.
 bool alwaysAvailable() { return true; }
@@ -14,7 +26,7 @@ bool haveSse4() {
 
 bool haveAvx2() {
   return haveSse4() && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && __builtin_cpu_supports("f16c");
+         __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") && haveF16c();
 }
 
 bool haveAvx512() {

@@ -1,6 +1,8 @@
+import { attentionWithLse } from '../lib';
 import {
   additiveMask,
   boolMask,
+  guarded,
   hurtful,
   type Inputs,
   inputDims,
@@ -10,7 +12,7 @@ import {
   types,
 } from './data';
 import { expectAttention } from './expectation';
-import { checkAttention } from './full-run';
+import { checkAttention, expectSameBits } from './full-run';
 import { pairwise } from './pairs';
 import type { AttentionMeaning } from './problem';
 import { isaRows, once } from './rows';
@@ -91,8 +93,14 @@ describe.each(rows.map((row) => [JSON.stringify(row), row] as const))('%s', (_na
     const { inputs, options } = build(row);
     return { inputs, options, expected: expectAttention(inputs.q, inputs.k, inputs.v, options) };
   });
-  test.each(isaRows('full'))('%s', (isa) => {
+  test.each(isaRows('full'))('%s', async (isa) => {
     const { inputs, options, expected } = prepared();
-    checkAttention(inputs, options, { isa, threads: row.threads }, expected);
+    const wanted = checkAttention(inputs, options, { isa, threads: row.threads }, expected);
+    const { q, k, v } = inputs;
+    const out = guarded(expected.output.dims, q.type);
+    const found = await attentionWithLse(q, k, v, { ...options, isa, threads: row.threads, out: out.tensor });
+    out.check();
+    expectSameBits(found.output, wanted.output);
+    expectSameBits(found.lse, wanted.lse);
   });
 });

@@ -1,11 +1,11 @@
 import fc from 'fast-check';
 import { attentionWithLseSync, mergeAttentionSync } from '../lib';
-import type { Tensor } from '../lib/tensor';
+import type { MaskTensor, Tensor } from '../lib/tensor';
 import { additiveMask, boolMask, normalInputs, type Shape, slice, swapLayout, types, uniform } from './data';
 import { expectAttention } from './expectation';
-import { expectSameBits } from './full-run';
+import { checkAttention, expectSameBits } from './full-run';
 import type { AttentionMeaning } from './problem';
-import { isaRows } from './rows';
+import { isaRows, once } from './rows';
 import { compare } from './tolerance';
 
 // The same examples in every run; a failure prints the seed and the smallest example found.
@@ -33,6 +33,7 @@ const shape: fc.Arbitrary<Required<Omit<Shape, 'layout'>>> = fc
 /** Options that fit a shape, drawn after it. */
 function optionsFor({ batch, heads, queries, keys }: Required<Omit<Shape, 'layout'>>): fc.Arbitrary<AttentionMeaning> {
   const lengths = (most: number) => fc.array(fc.integer({ min: 0, max: most }), { minLength: batch, maxLength: batch });
+  const offset = fc.integer({ min: -5, max: keys + 5 });
   const side = fc.oneof(fc.integer({ min: 0, max: keys }), fc.constant(Infinity));
   const maskDims = fc
     .constantFrom([keys], [queries, keys], [heads, 1, keys], [batch, heads, queries, keys])
@@ -40,6 +41,7 @@ function optionsFor({ batch, heads, queries, keys }: Required<Omit<Shape, 'layou
   return fc.record(
     {
       causal: fc.boolean(),
+      queryOffset: offset,
       window: fc.tuple(side, side),
       mask: fc.oneof(
         fc.tuple(maskDims, seed).map(([dims, s]) => boolMask(dims, s)),
@@ -60,6 +62,20 @@ const call = shape.chain((extents) =>
   fc.record({ extents: fc.constant(extents), options: optionsFor(extents), seed, isa }),
 );
 
+/** The part of a mask that one sequence of a batch sees. */
+function maskOf({ data, dims, type }: MaskTensor, b: number, queries: number, keys: number): MaskTensor {
+  const [batch, heads, rows, columns] = [1, 1, 1, ...dims].slice(-4);
+  const cut = [1, heads, rows === 1 ? 1 : queries, keys];
+  const size = cut.reduce((x, y) => x * y, 1);
+  const at = (i: number) => {
+    const row = Math.floor(i / keys);
+    const head = Math.floor(row / cut[2]) + (batch === 1 ? 0 : b * heads);
+    return data[(head * rows + (row % cut[2])) * columns + (i % keys)];
+  };
+  if (type === 'bool') return { data: Uint8Array.from({ length: size }, (_, i) => at(i)), dims: cut, type };
+  return { data: Float32Array.from({ length: size }, (_, i) => at(i)), dims: cut, type };
+}
+
 /** The elements of one sequence of a batch. */
 const sequence = (tensor: Tensor, index: number) => slice(tensor, 0, index, index + 1);
 
@@ -67,10 +83,7 @@ test('any call agrees with the reference', () => {
   fc.assert(
     fc.property(call, type, ({ extents, options, seed, isa }, type) => {
       const { q, k, v } = normalInputs(extents, seed, type);
-      const expected = expectAttention(q, k, v, options);
-      const { output, lse } = attentionWithLseSync(q, k, v, { ...options, isa });
-      compare(output, expected.output, 'output');
-      compare(lse, expected.lse, 'lse');
+      checkAttention({ q, k, v }, options, { isa });
     }),
     runs(60),
   );
@@ -107,16 +120,16 @@ test('a sequence gives the same bits in any batch, padded or not', () => {
     fc.property(call, type, fc.constantFrom(1, 2), ({ extents, options, seed, isa }, type, threads) => {
       const { q, k, v } = normalInputs(extents, seed, type);
       const { mask, keyLengths, queryLengths, ...shared } = options;
-      const lengths = { ...(keyLengths && { keyLengths }), ...(queryLengths && { queryLengths }) };
-      const batch = attentionWithLseSync(q, k, v, { ...shared, ...lengths, isa, threads });
+      const batch = attentionWithLseSync(q, k, v, { ...options, isa, threads });
       for (let b = 0; b < extents.batch; b++) {
         const queries = queryLengths?.[b] ?? extents.queries;
         const keys = keyLengths?.[b] ?? extents.keys;
+        const own = mask && { mask: maskOf(mask, b, queries, keys) };
         const alone = attentionWithLseSync(
           slice(sequence(q, b), 2, 0, queries),
           slice(sequence(k, b), 2, 0, keys),
           slice(sequence(v, b), 2, 0, keys),
-          { ...shared, isa, threads },
+          { ...shared, ...own, isa, threads },
         );
         expectSameBits(slice(sequence(batch.output, b), 2, 0, queries), alone.output);
         expectSameBits(slice(sequence(batch.lse, b), 2, 0, queries), alone.lse);
@@ -144,11 +157,11 @@ test('causality and windows are masks', () => {
     fc.property(call, ({ extents, options, seed, isa }) => {
       const { q, k, v } = normalInputs(extents, seed);
       const { batch, queries, keys } = extents;
-      const { causal, window = [Infinity, Infinity], keyLengths, queryLengths, softcap } = options;
+      const { causal, window = [Infinity, Infinity], queryOffset, keyLengths, queryLengths, softcap } = options;
       const data = Uint8Array.from({ length: batch * queries * keys }, (_, i) => {
         const b = Math.floor(i / (queries * keys));
         const valid = { keys: keyLengths?.[b] ?? keys, queries: queryLengths?.[b] ?? queries };
-        const own = (Math.floor(i / keys) % queries) + valid.keys - valid.queries;
+        const own = (Math.floor(i / keys) % queries) + (queryOffset ?? valid.keys - valid.queries);
         const key = i % keys;
         return Number(!(causal && key > own) && key >= own - window[0] && key <= own + window[1]);
       });
@@ -157,7 +170,12 @@ test('causality and windows are masks', () => {
         ...(queryLengths && { queryLengths }),
         ...(softcap && { softcap }),
       };
-      const expected = expectAttention(q, k, v, { ...lengths, causal: causal ?? false, window });
+      const expected = expectAttention(q, k, v, {
+        ...lengths,
+        causal: causal ?? false,
+        window,
+        ...(queryOffset !== undefined && { queryOffset }),
+      });
       const mask = { data, dims: [batch, 1, queries, keys], type: 'bool' } as const;
       const { output, lse } = attentionWithLseSync(q, k, v, { ...lengths, mask, isa });
       compare(output, expected.output, 'output');
@@ -199,4 +217,53 @@ test('both layouts give the same bits', () => {
     }),
     runs(40),
   );
+});
+
+describe('calls large enough for several threads', () => {
+  // Small calls stay on one thread, so that the properties above say little about threads of large ones.
+  const large = {
+    prefill: { batch: 2, heads: 4, kvHeads: 2, queries: 300, keys: 333, headDim: 48, valueDim: 40 },
+    'short prefill': { batch: 1, heads: 3, kvHeads: 3, queries: 130, keys: 1100, headDim: 64 },
+    decode: { batch: 3, heads: 8, kvHeads: 2, queries: 2, keys: 5000, headDim: 64 },
+    'one sequence': { batch: 1, heads: 4, kvHeads: 4, queries: 1, keys: 9000, headDim: 64 },
+  };
+  const options = (batch: number, keys: number): Record<string, AttentionMeaning> => ({
+    plain: {},
+    causal: { causal: true, sinks: Float32Array.from([1, 2, 3, 4, 5, 6, 7, 8]), softcap: 9 },
+    padded: { keyLengths: [keys, 77, keys - 5].slice(0, batch), window: [900, 30] },
+  });
+
+  describe.each(Object.entries(large))('%s', (_name, extents) => {
+    const inputs = once(() => types.map((type) => normalInputs(extents, 77, type)));
+    test.each(isaRows('full'))('%s: the same bits on one thread, on two, and alone', (isa) => {
+      for (const { q, k, v } of inputs()) {
+        for (const each of Object.values(options(extents.batch, extents.keys))) {
+          const { sinks, keyLengths, ...shared } = each;
+          const all = { ...shared, ...(sinks && { sinks: sinks.subarray(0, extents.heads) }) };
+          const call = { ...all, ...(keyLengths && { keyLengths }), isa };
+          const wanted = attentionWithLseSync(q, k, v, { ...call, threads: 1 });
+          const found = attentionWithLseSync(q, k, v, { ...call, threads: 2 });
+          expectSameBits(found.output, wanted.output);
+          expectSameBits(found.lse, wanted.lse);
+          for (let b = 0; b < extents.batch; b++) {
+            const own = keyLengths && { keyLengths: [keyLengths[b]] };
+            const alone = attentionWithLseSync(sequence(q, b), sequence(k, b), sequence(v, b), { ...all, ...own, isa });
+            expectSameBits(sequence(found.output, b), alone.output);
+            expectSameBits(sequence(found.lse, b), alone.lse);
+          }
+        }
+      }
+    });
+  });
+
+  test('merging', () => {
+    const parts = [1, 2, 3].map((seed) => {
+      const { q, k, v } = normalInputs({ heads: 8, queries: 700, keys: 20, headDim: 64 }, seed);
+      return attentionWithLseSync(q, k, v);
+    });
+    const one = mergeAttentionSync(parts, { threads: 1 });
+    const two = mergeAttentionSync(parts, { threads: 2 });
+    expectSameBits(two.output, one.output);
+    expectSameBits(two.lse, one.lse);
+  });
 });

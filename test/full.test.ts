@@ -107,11 +107,20 @@ describe('few queries over many keys', () => {
     'sinks and nothing visible': { sinks: Float32Array.of(8, 9, -1, 7), mask: hideRange(0, 2500) },
     'a window inside one range': { window: [20, 3], queryOffset: 1500 },
     'a window over a boundary': { window: [1200, 0] },
+    'a window just past the last key': { window: [0, Infinity], queryOffset: 2503 },
+    'a window far past the last key': { window: [2, 2], queryOffset: 1e6 },
+    'a window before the first key': { window: [2, 2], queryOffset: -4 },
     'lengths on either side of a boundary': { keyLengths: [1024, 1025] },
     'lengths of one and three ranges': { keyLengths: [1, 2049], causal: true },
     softcap: { softcap: 2 },
   };
-  table(Object.fromEntries(Object.entries(options).map(([name, value]) => [name, { inputs, options: value }])));
+  table({
+    ...Object.fromEntries(Object.entries(options).map(([name, value]) => [name, { inputs, options: value }])),
+    'more keys than the most ranges of the usual length': {
+      inputs: () => normalInputs({ queries: 2, keys: 70_001, headDim: 5, valueDim: 3 }, 22),
+      options: { causal: true },
+    },
+  });
 });
 
 describe('lengths', () => {
@@ -167,6 +176,14 @@ describe('head sizes', () => {
       inputs: () => normalInputs({ queries: 23, keys: 135, headDim, valueDim }, headDim),
       options: { causal: true },
     };
+  }
+  for (const headDim of [320, 384, 511, 512]) {
+    for (const queries of [1, 70]) {
+      cases[`${headDim}, ${queries} queries`] = {
+        inputs: () => normalInputs({ heads: 2, kvHeads: 1, queries, keys: 150, headDim }, headDim),
+        options: { causal: true },
+      };
+    }
   }
   for (let headDim = 2; headDim <= 35; headDim += 3) {
     cases[`${headDim} and ${37 - headDim}`] = {
@@ -307,6 +324,28 @@ describe('NaN', () => {
           type: 'float32',
         },
       },
+    },
+  });
+});
+
+describe('+Infinity in an additive mask makes its row NaN, and no other', () => {
+  const mask = (queries: number, keys: number): AttentionMeaning['mask'] => ({
+    data: Float32Array.from({ length: queries * keys }, (_, i) => (i === keys * (queries - 1) + 9 ? Infinity : i % 3)),
+    dims: [queries, keys],
+    type: 'float32',
+  });
+  table({
+    'many queries': {
+      inputs: () => normalInputs({ heads: 2, queries: 20, keys: 140, headDim: 16 }, 53),
+      options: { mask: mask(20, 140) },
+    },
+    'two queries over many keys': {
+      inputs: () => normalInputs({ heads: 2, queries: 2, keys: 2100, headDim: 16 }, 54),
+      options: { mask: mask(2, 2100) },
+    },
+    'hidden by causality': {
+      inputs: () => normalInputs({ queries: 20, keys: 20, headDim: 16 }, 55),
+      options: { mask: mask(20, 20), causal: true, queryOffset: -11 },
     },
   });
 });

@@ -1,6 +1,5 @@
 /**
- * An independent answer: onnxruntime computes the same on the same inputs, in the same run. How far the two may be
- * apart is the error budget of float32 attention (`tolerance.ts`), with onnxruntime's answer in the reference's place.
+ * An independent answer: onnxruntime computes the same on the same inputs, in the same run (`peer.ts`).
  *
  * @jest-environment ./test/native-realm-environment.js
  */
@@ -12,42 +11,12 @@ import {
   onnxAttention,
 } from '../lib/cli/peer/models';
 import type { Attribute } from '../lib/cli/peer/onnx-model';
-import { type Feeds, Onnxruntime, type OnnxTensor } from '../lib/cli/peer/onnxruntime';
+import type { OnnxTensor } from '../lib/cli/peer/onnxruntime';
 import { attentionSync, KvCache } from '../lib/index';
 import type { MaskTensor, Tensor } from '../lib/tensor';
 import { additiveMask, boolMask, normal, normalInputs, type Shape, slice } from './data';
-import { expectAttention } from './expectation';
+import { expectSame, feed, peer, run } from './peer';
 import type { AttentionMeaning } from './problem';
-import { compare } from './tolerance';
-
-const peer = Onnxruntime.load();
-
-/** Runs a model once, on threads that do not outlive it. */
-async function run(model: Uint8Array, feeds: Feeds): Promise<Readonly<Record<string, OnnxTensor>>> {
-  const session = await peer.session(model, 2, false);
-  try {
-    return await session.run(feeds);
-  } finally {
-    await session.release();
-  }
-}
-
-function feed({ data, dims, type }: Tensor | MaskTensor, as: readonly number[] = dims): OnnxTensor {
-  // onnxruntime refuses views with an odd start, and our test data lies in the middle of larger buffers.
-  return peer.tensor(type, (data as Float32Array).slice(), as);
-}
-
-function expectSame(
-  ours: Tensor,
-  theirs: OnnxTensor,
-  q: Tensor,
-  k: Tensor,
-  v: Tensor,
-  meaning: AttentionMeaning,
-): void {
-  const { output } = expectAttention(q, k, v, meaning);
-  compare(ours, { ...output, values: Float64Array.from(theirs.data as Float32Array) });
-}
 
 interface OnnxCase {
   readonly shape: Shape;

@@ -122,6 +122,13 @@ describe('the budget', () => {
     expect(() => compare(from([1e-30, 1], [2]), zero)).toThrow('found 1.0000000031710769e-30, expected 0');
   });
 
+  test('is nothing where the scale is no finite number', () => {
+    for (const scale of [NaN, Infinity]) {
+      expect(compare(from([1], [1]), one({ scale: [scale] }))).toBe(0);
+      expect(() => compare(from([1 + 2 ** -23], [1]), one({ scale: [scale] }))).toThrow('1 of 1');
+    }
+  });
+
   test('is not granted on data that the naive form cannot handle', () => {
     expect(() => compare(from([1], [1]), one({ naive: [1.5] }))).toThrow('unfit data');
     expect(() => compare(from([1], [1]), one({ naive: [NaN] }))).toThrow('unfit data');

@@ -79,10 +79,11 @@ function shareUsed(found: number, value: number, tolerance: number, type: DataTy
   // A finite answer too large for the output's type must come out as the infinity it rounds to.
   const rounded = round(value, type);
   if (!Number.isFinite(rounded)) return Object.is(found, rounded) ? 0 : Infinity;
-  // Written so that NaN fails: it compares false with everything.
+  // Written so that NaN fails: it compares false with everything. A tolerance that is no number excuses nothing.
   const error = Math.abs(found - value);
   if (!(error < Infinity)) return Infinity;
   if (error === 0) return 0;
+  if (!(tolerance < Infinity)) return Infinity;
   return error / tolerance;
 }
 

@@ -1,0 +1,141 @@
+/**
+ * The rules of the house that a compiler does not check: who may include whom, how long a file may be, and that no
+ * function compiled for one instruction set can serve another.
+ */
+import { execFileSync } from 'node:child_process';
+import fs from 'node:fs';
+import path from 'node:path';
+
+import { info } from '../lib';
+
+const root = path.resolve(__dirname, '..');
+const read = (file: string): string => fs.readFileSync(path.join(root, file), 'utf8');
+
+/** Files under a folder of this repository, as paths from its root. */
+function filesOf(folder: string, ending: RegExp): string[] {
+  return fs
+    .readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
+    .map((file) => `${folder}/${file}`)
+    .filter((file) => ending.test(file))
+    .sort();
+}
+
+const native = ['core', 'cpu', 'binding'].flatMap((folder) => filesOf(folder, /\.(h|cc)$/));
+const typescript = ['lib', 'test', 'examples'].flatMap((folder) => filesOf(folder, /\.ts$/));
+
+test('no file is longer than 600 lines', () => {
+  const sources = [...native, ...typescript, ...filesOf('scripts', /./)];
+  expect(sources.length).toBeGreaterThan(100);
+  const long = sources.filter((file) => read(file).split('\n').length > 601);
+  expect(long).toEqual([]);
+});
+
+describe('native code', () => {
+  /** What a folder may include beside the standard library. */
+  const allowed: Readonly<Record<string, readonly RegExp[]>> = {
+    core: [/^"core\//, /^<sys\/mman\.h>$/],
+    cpu: [/^"core\//, /^"cpu\//, /^<hwy\/highway\.h>$/, /^<cpuid\.h>$/],
+    binding: [/^"core\//, /^"binding\//, /^<napi\.h>$/, /^<pthreadpool\.h>$/],
+  };
+  const standard = /^<[a-z_]+>$/;
+
+  test.each(native)('%s includes only what its folder may', (file) => {
+    const [folder] = file.split('/') as [string];
+    const includes = [...read(file).matchAll(/^\s*#\s*include\s*(\S+)/gm)].map((match) => match[1] as string);
+    const known = [standard, ...(allowed[folder] as readonly RegExp[])];
+    expect(includes.filter((name) => !known.some((pattern) => pattern.test(name)))).toEqual([]);
+  });
+
+  test.each(native.filter((file) => !file.startsWith('binding/')))('%s knows nothing of N-API', (file) => {
+    expect(read(file)).not.toMatch(/\bnapi_|\bNapi::|\bNAPI_/);
+  });
+
+  test.each(native.filter((file) => !file.startsWith('cpu/')))(
+    '%s has no vectors and asks for no processor',
+    (file) => {
+      const vectors = /\b_mm(256|512)?_|\b__m(128|256|512)|<\w*intrin\.h>|<arm_neon\.h>/;
+      expect(read(file)).not.toMatch(vectors);
+      expect(read(file)).not.toMatch(/\bhwy\b|\bHWY_|__builtin_(ia32|cpu)/);
+    },
+  );
+
+  test.each(native.filter((file) => file.endsWith('.h')))('%s is guarded by its path', (file) => {
+    const guard = `LOWRANK_ATTENTION_${file.toUpperCase().replaceAll(/[/.]/g, '_')}_`;
+    expect(read(file)).toMatch(new RegExp(`#ifndef ${guard}\\n#define ${guard}\\n[^]*#endif  // ${guard}\\n$`));
+  });
+});
+
+describe('TypeScript', () => {
+  const modules = filesOf('lib', /\.ts$/);
+  const imports = (file: string): string[] =>
+    [...read(file).matchAll(/\b(?:from|require\(|import\() ?'([^']+)'/g)].map((match) => match[1] as string);
+
+  test('only lib/native.ts loads the addon', () => {
+    expect(modules.filter((file) => imports(file).includes('bindings'))).toEqual(['lib/native.ts']);
+    const others = modules.filter((file) => /\.node\b['"`]|process\.dlopen/.test(read(file)));
+    expect(others).toEqual(['lib/native.ts']);
+  });
+
+  test('the library does not know its command line', () => {
+    const library = modules.filter((file) => !file.startsWith('lib/cli/'));
+    const outward = library.filter((file) =>
+      imports(file).some((name) => name.startsWith('./cli') || name.startsWith('../')),
+    );
+    expect(outward).toEqual([]);
+  });
+
+  test('what is not the command line needs nothing but Node.js and bindings', () => {
+    const library = modules.filter((file) => !file.startsWith('lib/cli/'));
+    const foreign = library.flatMap(imports).filter((name) => !/^(\.|node:)/.test(name));
+    expect([...new Set(foreign)]).toEqual(['bindings']);
+  });
+
+  test('every package that is imported is declared', () => {
+    const { dependencies, devDependencies } = JSON.parse(read('package.json'));
+    const names = (files: readonly string[]) =>
+      files
+        .flatMap(imports)
+        .filter((name) => !/^(\.|node:)/.test(name))
+        .map((name) => name.split('/', name.startsWith('@') ? 2 : 1).join('/'));
+    const runtime = Object.keys(dependencies);
+    // The peer is the user's own, looked for when he asks for a comparison.
+    expect([...new Set(names(modules))].filter((name) => !runtime.includes(name))).toEqual(['onnxruntime-node']);
+    const all = [...runtime, ...Object.keys(devDependencies), 'lowrank-attention'];
+    expect([...new Set(names(typescript))].filter((name) => !all.includes(name))).toEqual([]);
+  });
+});
+
+// Sanitizers add merged symbols of their own, which is why they are never part of a release.
+const release = info().build.sanitizers === '' ? describe : describe.skip;
+
+release('one instruction set', () => {
+  const folder = path.join(root, 'build', 'CMakeFiles');
+  const isas = [...new Set(info().kernels.map(({ isa }) => isa))];
+  const symbols = (isa: string) => {
+    const object = path.join(folder, `la_isa_${isa}.dir`, 'cpu', `isa_${isa}.cc.o`);
+    return execFileSync('nm', ['--demangle', object], { encoding: 'utf8' })
+      .trim()
+      .split('\n')
+      .map((line) => /^(?:[0-9a-f]+)? *([A-Za-z]) (.*)$/.exec(line)?.slice(1) as [kind: string, name: string]);
+  };
+
+  test.each(isas)('%s: defines nothing that the linker could merge with another', (isa) => {
+    const found = symbols(isa);
+    expect(found.length).toBeGreaterThan(40);
+    // V, W, u: weak and unique symbols, as inline functions and variables of C++ become. One copy would serve all, and it
+    // might be that of the widest instruction set.
+    expect(found.filter(([kind]) => /[VvWwu]/.test(kind))).toEqual([]);
+    // Nothing global but the rows of the table.
+    const name = `lowrank_attention::k${isa[0]?.toUpperCase()}${isa.slice(1)}Kernels`;
+    expect(found.filter(([kind]) => /[A-TX-Z]/.test(kind) && kind !== 'U')).toEqual([[expect.any(String), name]]);
+  });
+
+  test.each(isas)('%s: calls nothing but the C library and its own detection', (isa) => {
+    const called = symbols(isa)
+      .filter(([kind]) => kind === 'U')
+      .map(([, name]) => name);
+    const known =
+      /^(lowrank_attention::(have\w+|alwaysAvailable)\(\)|_GLOBAL_OFFSET_TABLE_|exp|log|log2f|mem(cpy|set))$/;
+    expect(called.filter((name) => !known.test(name))).toEqual([]);
+  });
+});

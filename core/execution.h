@@ -7,11 +7,15 @@
 namespace lowrank_attention {
 
 struct Execution {
-  using Body = void (*)(void* context, Index worker);
+  // `leave` is null for worker 0. For another it becomes non-zero when its thread is wanted elsewhere: the worker
+  // should then return although work is left, before it takes more.
+  using Body = void (*)(void* context, Index worker, const std::int32_t* leave);
 
   // Workers of this call, at least 1. A kernel indexes its scratch by worker.
   Index threads = 1;
-  // Runs body(context, worker) for every worker in [0, workers), workers <= threads; returns when all are done.
+  // Runs body(context, worker, leave) as worker 0 on the calling thread and, where threads have time for it, as some of
+  // the other workers below `workers`, which is at most `threads`; returns when all that began are done. A worker may
+  // come late, or several times in turn, or never: the body of worker 0 must not return before all work is taken.
   void (*parallel)(void* pool, Index workers, Body body, void* context) = nullptr;
   void* pool = nullptr;
   // Scratch of at least the bytes the kernel's workspace formula asked for, 64-byte aligned.
@@ -32,9 +36,9 @@ LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& 
     Index units;
     Index next;
   } shared{execution, task, units, 0};
-  const auto body = [](void* context, Index worker) {
+  const auto body = [](void* context, Index worker, const std::int32_t* leave) {
     Shared& s = *static_cast<Shared*>(context);
-    for (;;) {
+    while (leave == nullptr || __atomic_load_n(leave, __ATOMIC_RELAXED) == 0) {
       const Index unit = __atomic_fetch_add(&s.next, Index{1}, __ATOMIC_RELAXED);
       if (unit >= s.units || s.execution.aborted()) return;
       s.task(worker, unit);
@@ -42,7 +46,7 @@ LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& 
   };
   const Index workers = minimum(execution.threads, units);
   if (workers <= 1) {
-    body(&shared, 0);
+    body(&shared, 0, nullptr);
   } else {
     execution.parallel(execution.pool, workers, body, &shared);
   }

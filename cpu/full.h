@@ -47,6 +47,9 @@ struct SequencePlan {
 // More splits than this are merged for no gain; longer sequences get longer splits.
 constexpr Index kMaxSplits = 64;
 
+// Panels of a block at most. Those of a split hold no more than kSplitRows rows.
+constexpr Index kMaxPanels = 32;
+
 LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequence& sequence, Index threads) {
   SequencePlan plan;
   plan.rows = sequence.queries * (problem.heads / problem.kvHeads);
@@ -54,11 +57,14 @@ LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequen
   const bool split = plan.rows <= kSplitRows;
   plan.splitKeys = split ? maximum(kSplitKeys, roundUp(divideUp(sequence.keys, kMaxSplits), kKeyTile)) : sequence.keys;
   plan.splits = split ? maximum(1, divideUp(sequence.keys, plan.splitKeys)) : 1;
-  // 128 rows make reading keys and values cheap beside computing on them, as long as their panels stay in L2.
-  plan.blockRows = problem.headDim + problem.valueDim <= 256 ? 128 : 64;
-  // Short problems are cut finer, for the sake of the last thread to finish.
-  while (plan.blockRows > plan.width &&
-         problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) < 4 * threads) {
+  // A key/value tile is read once a block, so large blocks keep the outer caches out of the matter, as long as their
+  // panels stay in L2 (docs/performance.md).
+  plan.blockRows = minimum(problem.headDim + problem.valueDim <= 256 ? 512 : 256, kMaxPanels * plan.width);
+  // Shorter calls are cut finer, for the sake of the last thread to finish; very short ones, so that all have work.
+  const auto unitsBelow = [&](Index unitsOfThread) {
+    return problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) < unitsOfThread * threads;
+  };
+  while (plan.blockRows > plan.width && unitsBelow(plan.blockRows > 128 ? 16 : 4)) {
     plan.blockRows = roundUp(plan.blockRows / 2, plan.width);
   }
   plan.blockRows = split ? maximum(plan.rows, 1) : roundUp(plan.blockRows, plan.width);
@@ -113,9 +119,6 @@ LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::b
   space.bytes = static_cast<std::size_t>(planBytes + 4 * (states + threads * space.workerFloats));
   return space;
 }
-
-// A block's panels. At most 128 rows, and no panel is narrower than the rows of a split demand.
-constexpr Index kMaxPanels = 32;
 
 struct Unit {
   const FullProblem& problem;

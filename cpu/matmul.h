@@ -11,13 +11,14 @@
 #include "core/execution.h"
 #include "core/matmul.h"
 #include "cpu/microkernel.h"
+#include "cpu/transpose.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
 constexpr Index kMatmulWidth = 2 * kLanes<Full>;  // W
 constexpr Index kMatmulDepth = 256;               // inner dimension of a packed strip
 constexpr Index kMatmulColumns = 256;             // columns of a unit: the strip is 256 KiB
-constexpr Index kMatmulRows = 144;                // rows of a unit, a multiple of 6 and of 12
+constexpr Index kMatmulRows = 288;                // rows of a unit, a multiple of 6 and of 12
 
 // Scratch of one worker in floats: packed B, converted A, and C of the unit.
 LA_INLINE Index matmulWorkerFloats() {
@@ -43,15 +44,13 @@ LA_INLINE void packColumns(const MatmulProblem& problem, const void* b, Index k0
       }
       continue;
     }
-    for (Index lane = 0; lane < width; ++lane) {
-      alignas(64) float row[kMatmulDepth];
-      if (lane < count) {
-        convertRow(problem.typeB, elementAt(b, problem.typeB, (j0 + p + lane) * problem.k + k0), DataType::kFloat32,
-                   row, depth);
-        for (Index k = 0; k < depth; ++k) panel[k * width + lane] = row[k];
-      } else {
-        for (Index k = 0; k < depth; ++k) panel[k * width + lane] = 0;
+    for (Index lane = 0; lane < width; lane += kSquare) {
+      alignas(64) float rows[kSquare][kMatmulDepth] = {};
+      for (Index r = 0; r < minimum(kSquare, count - lane); ++r) {
+        convertRow(problem.typeB, elementAt(b, problem.typeB, (j0 + p + lane + r) * problem.k + k0), DataType::kFloat32,
+                   rows[r], depth);
       }
+      rowsToLanes<kSquare>(rows[0], kMatmulDepth, depth, 1.0f, panel + lane, width);
     }
   }
 }
@@ -62,31 +61,34 @@ static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Inde
   constexpr Index width = kMatmulWidth;
   float* panels = memory;
   float* rowsOfA = panels + kMatmulDepth * kMatmulColumns;
-  float* tile = rowsOfA + kMatmulRows * kMatmulDepth;  // [rows][paddedColumns]
-  const Index paddedColumns = roundUp(columns, width);
   const void* a = elementAt(problem.a, problem.typeA, problem.offsetsA[batch] + i0 * problem.k);
   const void* b = elementAt(problem.b, problem.typeB, problem.offsetsB[batch]);
-  for (Index i = 0; i < rows * paddedColumns; ++i) tile[i] = 0;
-  for (Index k0 = 0; k0 < problem.k; k0 += kMatmulDepth) {
+  void* c = elementAt(problem.c, problem.typeC, (batch * problem.m + i0) * problem.n + j0);
+  // Sums are kept where they belong if whole panels of float32 go there, else in a tile of the scratch.
+  const bool inPlace = problem.typeC == DataType::kFloat32 && columns % width == 0;
+  float* sums = inPlace ? static_cast<float*>(c) : rowsOfA + kMatmulRows * kMatmulDepth;
+  const Index stride = inPlace ? problem.n : roundUp(columns, width);
+  for (Index k0 = 0; k0 < maximum(problem.k, 1); k0 += kMatmulDepth) {
     const Index depth = minimum(kMatmulDepth, problem.k - k0);
     packColumns(problem, b, k0, depth, j0, columns, panels);
     for (Index i = 0; i < rows; ++i) {
       convertRow(problem.typeA, elementAt(a, problem.typeA, i * problem.k + k0), DataType::kFloat32,
                  rowsOfA + i * kMatmulDepth, depth);
     }
-    for (Index p = 0; p < paddedColumns; p += width) {
+    for (Index p = 0; p < columns; p += width) {
       forRowGroups<kMaxRows<2>>(rows, [&](Index first, auto size) {
-        float* out = tile + first * paddedColumns + p;
+        float* out = sums + first * stride + p;
         outerProduct<decltype(size)::value, 2>(
             d, rowsOfA + first * kMatmulDepth, kMatmulDepth, 1, panels + p * kMatmulDepth, width, depth,
-            [&](int r, int v) { return hn::Load(d, out + r * paddedColumns + v * kLanes<Full>); },
-            [&](int r, int v, Vec<Full> sum) { hn::Store(sum, d, out + r * paddedColumns + v * kLanes<Full>); });
+            [&](int r, int v) { return k0 == 0 ? hn::Zero(d) : hn::LoadU(d, out + r * stride + v * kLanes<Full>); },
+            [&](int r, int v, Vec<Full> sum) { hn::StoreU(sum, d, out + r * stride + v * kLanes<Full>); });
       });
     }
   }
+  if (inPlace) return;
   for (Index i = 0; i < rows; ++i) {
-    convertRow(DataType::kFloat32, tile + i * paddedColumns, problem.typeC,
-               elementAt(problem.c, problem.typeC, (batch * problem.m + i0 + i) * problem.n + j0), columns);
+    convertRow(DataType::kFloat32, sums + i * stride, problem.typeC, elementAt(c, problem.typeC, i * problem.n),
+               columns);
   }
 }
 

@@ -7,6 +7,7 @@
 #include "core/full.h"
 #include "cpu/math.h"
 #include "cpu/microkernel.h"
+#include "cpu/transpose.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -55,30 +56,37 @@ LA_INLINE float scaleOfQuery(const FullProblem& problem) {
   return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
 }
 
+// Rows are brought to and from lanes so many at a time, in chunks of kRowChunk elements.
+template <class Shape>
+inline constexpr Index kRowBlock = minimum(Shape::kWidth, kSquare);
+constexpr Index kRowChunk = 64;
+
 // Fills panel.query and the visible ranges for panel.rows rows from panel.firstRow on.
 template <class Shape>
 LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& sequence, Panel& panel) {
   constexpr Index width = Shape::kWidth;
-  constexpr Index kChunk = 64;
+  constexpr Index kRows = kRowBlock<Shape>;
   panel.seen = {FullProblem::kOpen, 0};
   panel.common = {0, FullProblem::kOpen};
   const float scale = scaleOfQuery(problem);
-  for (Index lane = 0; lane < width; ++lane) {
-    if (lane >= panel.rows) {
-      for (Index c = 0; c < problem.headDim; ++c) panel.query[c * width + lane] = 0;
-      continue;
+  for (Index lane = 0; lane < width; lane += kRows) {
+    const Index rows = minimum(kRows, panel.rows - lane);
+    const void* source[kRows] = {};
+    for (Index r = 0; r < rows; ++r) {
+      const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane + r);
+      const KeyRange seen = visibleKeys(problem, sequence, query);
+      panel.seen = {minimum(panel.seen.begin, seen.begin), maximum(panel.seen.end, seen.end)};
+      panel.common = {maximum(panel.common.begin, seen.begin), minimum(panel.common.end, seen.end)};
+      const Index first = head * sequence.query.headStride + query * sequence.query.rowStride;
+      source[r] = elementAt(sequence.query.data, problem.queryType, first);
     }
-    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane);
-    const KeyRange seen = visibleKeys(problem, sequence, query);
-    panel.seen = {minimum(panel.seen.begin, seen.begin), maximum(panel.seen.end, seen.end)};
-    panel.common = {maximum(panel.common.begin, seen.begin), minimum(panel.common.end, seen.end)};
-    const Index first = head * sequence.query.headStride + query * sequence.query.rowStride;
-    for (Index c0 = 0; c0 < problem.headDim; c0 += kChunk) {
-      const Index count = minimum(kChunk, problem.headDim - c0);
-      float chunk[kChunk];
-      convertRow(problem.queryType, elementAt(sequence.query.data, problem.queryType, first + c0), DataType::kFloat32,
-                 chunk, count);
-      for (Index c = 0; c < count; ++c) panel.query[(c0 + c) * width + lane] = chunk[c] * scale;
+    float chunk[kRows][kRowChunk] = {};
+    for (Index c = 0; c < problem.headDim; c += kRowChunk) {
+      const Index count = minimum(kRowChunk, problem.headDim - c);
+      for (Index r = 0; r < rows; ++r) {
+        convertRow(problem.queryType, elementAt(source[r], problem.queryType, c), DataType::kFloat32, chunk[r], count);
+      }
+      rowsToLanes<kRows>(chunk[0], kRowChunk, count, scale, panel.query + c * width + lane, width);
     }
   }
 }
@@ -126,21 +134,30 @@ LA_INLINE void mergeState(const FullProblem& problem, const Panel& into, const P
 template <class Shape>
 LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequence, const Panel& panel) {
   constexpr Index width = Shape::kWidth;
-  constexpr Index kChunk = 64;
-  for (Index lane = 0; lane < panel.rows; ++lane) {
-    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane);
-    const float sum = panel.rowSum[lane];
-    const float inverse = sum == 0 ? 0.0f : 1.0f / sum;
-    const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
-    for (Index c0 = 0; c0 < problem.valueDim; c0 += kChunk) {
-      const Index count = minimum(kChunk, problem.valueDim - c0);
-      float chunk[kChunk];
-      for (Index c = 0; c < count; ++c) chunk[c] = panel.output[(c0 + c) * width + lane] * inverse;
-      convertRow(DataType::kFloat32, chunk, problem.outputType,
-                 elementAt(sequence.output.data, problem.outputType, first + c0), count);
+  constexpr Index kRows = kRowBlock<Shape>;
+  for (Index lane = 0; lane < panel.rows; lane += kRows) {
+    const Index rows = minimum(kRows, panel.rows - lane);
+    void* target[kRows] = {};
+    float inverse[kRows];
+    for (Index r = 0; r < kRows; ++r) {
+      const float sum = panel.rowSum[lane + r];
+      inverse[r] = sum == 0 ? 0.0f : 1.0f / sum;
+      if (r >= rows) continue;
+      const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane + r);
+      const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
+      target[r] = elementAt(sequence.output.data, problem.outputType, first);
+      if (sequence.lse != nullptr) {
+        sequence.lse[head * sequence.queryRows + query] = kLn2 * (panel.rowMax[lane + r] + ::log2f(sum));
+      }
     }
-    if (sequence.lse != nullptr) {
-      sequence.lse[head * sequence.queryRows + query] = kLn2 * (panel.rowMax[lane] + ::log2f(sum));
+    for (Index c = 0; c < problem.valueDim; c += kRowChunk) {
+      const Index count = minimum(kRowChunk, problem.valueDim - c);
+      float chunk[kRows][kRowChunk];
+      lanesToRows<kRows>(panel.output + c * width + lane, width, count, inverse, chunk[0], kRowChunk);
+      for (Index r = 0; r < rows; ++r) {
+        convertRow(DataType::kFloat32, chunk[r], problem.outputType, elementAt(target[r], problem.outputType, c),
+                   count);
+      }
     }
   }
 }

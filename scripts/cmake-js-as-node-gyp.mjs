@@ -4,8 +4,8 @@
  *
  *     <this file> rebuild --target=<Node version> --devdir=<cache> --arch=<arch> --release
  *
- * and takes build/Release/*.node, and the shared libraries beside it, out of the working directory. cmake-js itself
- * cannot be put there: to it `--target` is a target of CMake's.
+ * and takes build/Release/*.node out of the working directory. cmake-js itself cannot be put there: to it `--target` is
+ * a target of CMake's.
  */
 import { execFileSync, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
@@ -45,14 +45,9 @@ const built = spawnSync(
 if (built.status !== 0) process.exit(1); // the compiler has said why
 if (folder !== own) fs.copyFileSync(path.join(folder, 'Release', addon), path.join(release, addon));
 
-const licences = fs.readFileSync(path.join(root, 'THIRD_PARTY_LICENSES.md'), 'utf8');
-for (const [name, file] of linkedLibraries(path.join(release, addon))) {
-  // What is packed is given away, so its licence must be, too.
-  if (!licences.includes(name)) {
-    throw new Error(`the addon links ${name} (${file}), which THIRD_PARTY_LICENSES.md does not name`);
-  }
-  fs.copyFileSync(file, path.join(release, name));
-}
+const foreign = linkedLibraries(path.join(release, addon));
+// Nothing but the addon is packed, so it may need nothing that a user's machine might lack.
+if (foreign.length > 0) throw new Error(`expected an addon that links to the C library only, found ${foreign}`);
 
 /** Whether a build folder of cmake-js is configured from this checkout as a plain release. */
 function holdsRelease(candidate) {
@@ -67,16 +62,11 @@ function holdsRelease(candidate) {
   );
 }
 
-/** Shared libraries a file needs beyond those of the C library, as [name, where it is on this machine]. */
+/** Shared libraries a file needs beyond those of the C library. */
 function linkedLibraries(file) {
-  const libraries = [];
-  for (const line of execFileSync('ldd', [file], { encoding: 'utf8' }).split('\n')) {
-    const [name = '', where = ''] = line.trim().split(' => ');
-    if (where === '') continue; // the dynamic linker and the kernel's own
-    if (/^lib(c|m|dl|rt|pthread)\.so\.\d+$/.test(name)) continue;
-    const found = where.replace(/ \(0x[0-9a-f]+\)$/, '');
-    if (!path.isAbsolute(found)) throw new Error(`the addon links ${name}: ${found}`);
-    libraries.push([name, found]);
-  }
-  return libraries;
+  const needed = execFileSync('ldd', [file], { encoding: 'utf8' })
+    .split('\n')
+    .filter((line) => line.includes(' => '))
+    .map((line) => line.trim().split(' => ')[0]);
+  return needed.filter((name) => !/^lib(c|m|dl|rt|pthread)\.so\.\d+$/.test(name));
 }

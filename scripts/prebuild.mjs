@@ -1,5 +1,5 @@
 /**
- * Puts the addon, with the shared libraries it links to, under prebuilds/<platform>-<arch>/ for the npm tarball:
+ * Puts the addon under prebuilds/<platform>-<arch>/ for the npm tarball:
  *
  *     node scripts/prebuild.mjs
  *

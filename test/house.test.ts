@@ -34,8 +34,8 @@ describe('native code', () => {
   /** What a folder may include beside the standard library. */
   const allowed: Readonly<Record<string, readonly RegExp[]>> = {
     core: [/^"core\//, /^<sys\/mman\.h>$/],
-    cpu: [/^"core\//, /^"cpu\//, /^<hwy\/highway\.h>$/, /^<cpuid\.h>$/],
-    binding: [/^"core\//, /^"binding\//, /^<napi\.h>$/, /^<pthreadpool\.h>$/],
+    cpu: [/^"core\//, /^"cpu\//, /^<hwy\/(highway|cache_control)\.h>$/, /^<cpuid\.h>$/],
+    binding: [/^"core\//, /^"binding\//, /^<napi\.h>$/],
   };
   const standard = /^<[a-z_]+>$/;
 

@@ -13,7 +13,6 @@ const root = path.resolve(__dirname, '..');
 const manifest = JSON.parse(fs.readFileSync(path.join(root, 'package.json'), 'utf8'));
 const platform = `${process.platform}-${process.arch}`;
 const addonFile = `prebuilds/${platform}/lowrank_attention.node`;
-const poolFile = `prebuilds/${platform}/libpthreadpool.so.0`;
 
 /** The oldest glibc the prebuilt binary runs on, as README.md states it. */
 const [, oldestGlibc = ''] =
@@ -115,11 +114,11 @@ describe('the tarball', () => {
   test('holds what it should and nothing else', () => {
     const files = packed.files.map((file) => file.path);
     expect(files).toEqual(
-      expect.arrayContaining(['CHANGELOG.md', 'LICENSE', 'README.md', 'THIRD_PARTY_LICENSES.md', addonFile, poolFile]),
+      expect.arrayContaining(['CHANGELOG.md', 'LICENSE', 'README.md', 'THIRD_PARTY_LICENSES.md', addonFile]),
     );
     const known = [/^[A-Z_]+(\.md)?$/, /^docs\/[\w-]+\.md$/, /^dist\/.+\.(js|d\.ts)$/, /^package\.json$/];
     const unknown = files.filter((file) => !known.some((pattern) => pattern.test(file)));
-    expect(unknown.sort()).toEqual([poolFile, addonFile]);
+    expect(unknown).toEqual([addonFile]);
   });
 
   test('holds every module once as code and once as types, and none that is no longer in lib/', () => {
@@ -133,7 +132,7 @@ describe('the tarball', () => {
 
   test('holds the licence of everything in it', () => {
     const licences = fs.readFileSync(installedFile('THIRD_PARTY_LICENSES.md'), 'utf8');
-    for (const part of ['pthreadpool', 'FXdiv', 'Highway', 'node-addon-api', 'Node-API headers', 'libstdc++']) {
+    for (const part of ['Highway', 'node-addon-api', 'Node-API headers', 'libstdc++']) {
       expect(licences).toContain(`\n| ${part}`);
     }
     expect(fs.readFileSync(installedFile('LICENSE'), 'utf8')).toContain('Apache License');
@@ -155,27 +154,22 @@ describe('the prebuilt binary', () => {
     succeed('readelf', [option, '--wide', installedFile(file)], root, { PATH: process.env.PATH ?? '' });
   const found = (text: string, pattern: RegExp): string[] => [...text.matchAll(pattern)].map((match) => match[1] ?? '');
 
-  test.each([addonFile, poolFile])('%s links nothing but glibc and what lies beside it', (file) => {
-    const dynamic = read('-d', file);
-    const needed = found(dynamic, /\(NEEDED\).*\[(.*)\]/g).filter((name) => !systemLibraries.test(name));
-    expect(needed).toEqual(file === addonFile ? ['libpthreadpool.so.0'] : []);
-    if (file === addonFile) expect(found(dynamic, /\(RUNPATH\).*\[(.*)\]/g)).toEqual(['$ORIGIN']);
+  test('links nothing but glibc', () => {
+    const needed = found(read('-d', addonFile), /\(NEEDED\).*\[(.*)\]/g);
+    expect(needed).toContain('libc.so.6');
+    expect(needed.filter((name) => !systemLibraries.test(name))).toEqual([]);
   });
 
-  test.each([addonFile, poolFile])('%s runs on the oldest glibc that README.md names', (file) => {
+  test('runs on the oldest glibc that README.md names', () => {
     const minor = (version: string): number => Number(version.split('.')[1]);
-    const versions = found(read('-V', file), /GLIBC_(2\.\d+)/g);
+    const versions = found(read('-V', addonFile), /GLIBC_(2\.\d+)/g);
     expect(oldestGlibc).toMatch(/^2\.\d+$/);
     expect(versions.length).toBeGreaterThan(0);
     expect(Math.max(...versions.map(minor))).toBeLessThanOrEqual(minor(oldestGlibc));
   });
 
-  test.each([addonFile, poolFile])('%s is stripped', (file) => {
-    expect(read('-S', file)).not.toMatch(/\.debug_|\.symtab/);
-  });
-
-  test('is no symbolic link', () => {
-    expect(fs.lstatSync(installedFile(poolFile)).isFile()).toBe(true);
+  test('is stripped', () => {
+    expect(read('-S', addonFile)).not.toMatch(/\.debug_|\.symtab/);
   });
 });
 
@@ -184,7 +178,7 @@ describe('installed', () => {
   const source = `
     const one = (...values) => tensor(Float32Array.from(values), [1, 1, 1, 2]);
     const output = await attention(one(1, 0), one(0, 1), one(${value}));
-    const mapped = fs.readFileSync('/proc/self/maps', 'utf8').match(/\\/.*(pthreadpool|lowrank_attention).*/g);
+    const mapped = fs.readFileSync('/proc/self/maps', 'utf8').match(/\\/.*lowrank_attention.*/g);
     console.log(JSON.stringify({ data: [...output.data], info: info(), mapped: [...new Set(mapped)] }));`;
   const programs = {
     'main.cjs': `const { attention, info, tensor } = require('lowrank-attention');
@@ -194,12 +188,12 @@ describe('installed', () => {
     import fs from 'node:fs';${source}`,
   };
 
-  test.each(Object.entries(programs))('%s runs, on the packed libraries', (file, text) => {
+  test.each(Object.entries(programs))('%s runs, on the packed addon', (file, text) => {
     fs.writeFileSync(path.join(project, file), text);
     const { data, info, mapped } = JSON.parse(node(project, file));
     expect(data).toEqual(value);
     expect(info).toMatchObject({ version: manifest.version, build: { type: 'Release', sanitizers: '' } });
-    expect(mapped.sort()).toEqual([installedFile(poolFile), installedFile(addonFile)]);
+    expect(mapped).toEqual([installedFile(addonFile)]);
   });
 
   test('the command line runs', () => {

@@ -1,5 +1,15 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, failure, nothing, runAsync, runSync } from './call';
-import { checkChoice, checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
+import {
+  type Call,
+  type CallOptions,
+  callOptionNames,
+  checkDevice,
+  checkLayout,
+  failure,
+  nothing,
+  runAsync,
+  runSync,
+} from './call';
+import { checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import {
@@ -14,6 +24,7 @@ import {
   scoreOptionNames,
 } from './full-options';
 import { addon, type NativeKvCache, typeNumbers } from './native';
+import { attempt, isArray, readList } from './read';
 import { allocate, type DataType, type Tensor, type TensorOf } from './tensor';
 
 /** What a {@link KvCache} holds. */
@@ -56,15 +67,16 @@ interface CheckedShape {
 
 function checkShape(options: KvCacheOptions): CheckedShape {
   const most = 2 ** 31 - 1;
+  if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ heads, headDim, … }', options);
   const given = checkOptions<KvCacheOptions>('options', options, cacheOptionNames);
   const { heads, headDim, valueDim, capacity, type, device } = given;
-  if (device !== undefined) checkChoice('device', device, ['auto', 'cpu']);
+  checkDevice(device);
   const shape = {
     heads: checkInteger('heads', heads, 1, most),
     headDim: checkInteger('headDim', headDim, 1, most),
-    valueDim: checkInteger('valueDim', valueDim ?? headDim, 1, most),
+    valueDim: checkInteger('valueDim', valueDim === undefined ? headDim : valueDim, 1, most),
     capacity: capacity === undefined ? Infinity : checkInteger('capacity', capacity, 1),
-    type: checkType('type', type ?? 'float32'),
+    type: checkType('type', type === undefined ? 'float32' : type),
   };
   const row = shape.heads * (shape.headDim + shape.valueDim);
   if (row > most) throw expected('ERR_SHAPE', 'options', `heads·(headDim + valueDim) of at most ${most}`, row);
@@ -254,33 +266,40 @@ function prepareOne(
   withLse: boolean,
 ): Call<AttentionWithLse> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
-  const call = prepare([{ name: 'query', cache, native: KvCache.nativeOf('cache', cache), query }], options, withLse);
+  KvCache.nativeOf('cache', cache);
+  const call = prepare([{ name: 'query', cacheName: 'cache', cache, query }], options, withLse);
   return { ...call, result: call.result[0] as AttentionWithLse };
 }
 
 function prepareMany(items: readonly AttendItem[], given: AttendOptions | undefined): Call<AttentionWithLse[]> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
-  if (!Array.isArray(items) || items.length === 0)
-    throw expected('ERR_ARGUMENT', 'items', 'an array of at least one { cache, query }', items);
   for (const name of ['out', 'mask'] as const) {
     if (options[name] !== undefined)
       throw expected('ERR_UNSUPPORTED', name, 'nothing in a batch of caches', options[name]);
   }
-  // Array.from, unlike map, visits the holes of a sparse array.
-  const entries = Array.from(items as unknown[], (item, index) => {
-    const name = `items[${index}]`;
-    if (typeof item !== 'object' || item === null) throw expected('ERR_TYPE', name, '{ cache, query }', item);
-    const { cache, query } = item as AttendItem;
-    return { name: `${name}.query`, cache, native: KvCache.nativeOf(`${name}.cache`, cache), query };
-  });
+  const atLeastOne = (count: number): boolean => count > 0;
+  const entries = isArray(items) ? readList('items', items, atLeastOne, checkItem) : undefined;
+  if (entries === undefined)
+    throw expected('ERR_ARGUMENT', 'items', 'an array of at least one { cache, query }', items);
   return prepare(entries, options, false);
+}
+
+function checkItem(item: unknown, index: number): Entry {
+  const name = `items[${index}]`;
+  if (typeof item !== 'object' || item === null) throw expected('ERR_TYPE', name, '{ cache, query }', item);
+  const entry = attempt(name, () => {
+    const { cache, query } = item as AttendItem;
+    return { name: `${name}.query`, cacheName: `${name}.cache`, cache, query };
+  });
+  KvCache.nativeOf(entry.cacheName, entry.cache);
+  return entry;
 }
 
 interface Entry {
   /** Of the query, in messages. */
   readonly name: string;
+  readonly cacheName: string;
   readonly cache: KvCache;
-  readonly native: NativeKvCache;
   readonly query: Tensor;
 }
 
@@ -293,7 +312,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   const heads = (queries[0] as Operand).dims[headAxis] as number;
   const type = (queries[0] as Operand).type;
   const rows: number[] = [];
-  for (const [index, { name, cache }] of entries.entries()) {
+  for (const [index, { name, cacheName, cache }] of entries.entries()) {
     const { dims, type: own } = queries[index] as Operand;
     if (
       cache.heads !== first.cache.heads ||
@@ -301,12 +320,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
       cache.valueDim !== valueDim ||
       cache.type !== first.cache.type
     ) {
-      throw expected(
-        'ERR_SHAPE',
-        name.replace('.query', '.cache'),
-        'heads, head sizes and type as in the first cache',
-        cache,
-      );
+      throw expected('ERR_SHAPE', cacheName, 'heads, head sizes and type as in the first cache', cache);
     }
     if (heads === 0 || heads % cache.heads !== 0 || dims[headAxis] !== heads || dims[0] !== 1 || dims[3] !== headDim) {
       const shape = rowsBeforeHeads ? `[1, queries, heads, ${headDim}]` : `[1, heads, queries, ${headDim}]`;
@@ -322,18 +336,20 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   const inputs = [...queries.map(({ data }) => data), mask.data];
   const outputs = rows.map((count) => {
     const dims = rowsBeforeHeads ? [1, count, heads, valueDim] : [1, heads, count, valueDim];
-    return options.out === undefined ? (allocate(dims, type) as Operand) : checkOut(options.out, dims, inputs);
+    return options.out === undefined ? (allocate('out', dims, type) as Operand) : checkOut(options.out, dims, inputs);
   });
-  const lses = withLse ? rows.map((count) => allocate([1, heads, count], 'float32')) : null;
+  const lses = withLse ? rows.map((count) => allocate('out', [1, heads, count], 'float32')) : null;
+  const sinks = checkSinks(options.sinks, heads);
   return {
     op: outputs.every(({ data }) => data.length === 0) ? nothing : addon.cached,
     operands: [
-      entries.map(({ native }) => native),
+      // Only now: the caller's getters have run, and may have disposed a cache.
+      entries.map(({ cacheName, cache }) => KvCache.nativeOf(cacheName, cache)),
       queries.map(({ data }) => data),
       outputs.map(({ data }) => data),
       lses?.map(({ data }) => data) ?? null,
       mask.data === null ? null : [mask.data],
-      checkSinks(options.sinks, heads),
+      sinks,
     ],
     // Not Float64Array.of: a call takes only so many arguments, a batch may be longer.
     numbers: Float64Array.from([

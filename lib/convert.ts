@@ -1,6 +1,6 @@
 import { nothing, runSync } from './call';
-import { checkDims, checkInteger, checkOptions, checkTensorData, checkType } from './check';
-import { expected, guard } from './errors';
+import { asBits, checkAnyTensor, checkDims, checkInteger, checkOptions, checkType } from './check';
+import { guard } from './errors';
 import { addon, typeNumbers } from './native';
 import { allocate, type DataType, type RandomNormalOptions, type Tensor, type TensorOf } from './tensor';
 
@@ -12,18 +12,13 @@ import { allocate, type DataType, type RandomNormalOptions, type Tensor, type Te
 export function cast<Type extends DataType>(source: Tensor, type: Type): TensorOf<Type>;
 export function cast(source: Tensor, type: DataType): Tensor {
   return runSync(cast, () => {
-    if (typeof source !== 'object' || source === null) {
-      throw expected('ERR_TYPE', 'source', 'a tensor { data, dims, type }', source);
-    }
-    const { data, dims } = source;
-    const from = checkType('source', source.type);
-    checkTensorData('source', { data, dims: checkDims('source', dims), type: from });
-    const target = allocate([...dims], checkType('type', type));
-    const bits = from === 'float32' ? data : new Uint16Array(data.buffer, data.byteOffset, data.length);
+    const { data, dims, type: from } = checkAnyTensor('source', source);
+    const target = allocate('source', dims, checkType('type', type));
+    const bits = asBits(data);
     return {
-      op: data.length === 0 ? nothing : addon.convert,
+      op: bits.length === 0 ? nothing : addon.convert,
       operands: [bits, target.data],
-      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], data.length),
+      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], bits.length),
       options: {},
       result: target,
     };
@@ -49,7 +44,7 @@ export function randomNormal(dims: readonly number[], options?: RandomNormalOpti
     const { seed = 0, type = 'float32' } = checkOptions('options', options, randomNormalOptions);
     const uniform = xoshiro128(checkInteger('seed', seed, 0, 2 ** 32 - 1));
     const wanted = checkType('type', type);
-    const result = allocate([...checkDims('dims', dims)], 'float32') as TensorOf<'float32'>;
+    const result = allocate('dims', checkDims('dims', dims), 'float32') as TensorOf<'float32'>;
     const { data } = result;
     for (let i = 0; i < data.length; i += 2) {
       // 1 − u lies in (0, 1], where the logarithm is finite.

@@ -1,4 +1,18 @@
-/** What went wrong, for programs. */
+/**
+ * What went wrong, for programs.
+ *
+ * - `ERR_ARGUMENT`: an option has a value it may not have, or no such option exists; an argument that cannot be read
+ *   (`cause` is what its getter threw), or whose memory went elsewhere meanwhile
+ * - `ERR_SHAPE`: dims that are none, do not fit the data or each other; a list of the wrong length
+ * - `ERR_TYPE`: something that is no tensor, mask or cache; the wrong kind of array or element type; shared or
+ *   resizable memory
+ * - `ERR_UNSUPPORTED`: a combination that is not implemented
+ * - `ERR_DEVICE`: a device or instruction set that this machine or build has not
+ * - `ERR_MEMORY`: not enough of it, or more than a cache's capacity
+ * - `ERR_ABORTED`: the signal was aborted; `cause` is its reason
+ * - `ERR_CUDA`: a failure of the CUDA driver
+ * - `ERR_CLOSED`: a cache that was disposed
+ */
 export type AttentionErrorCode =
   | 'ERR_ARGUMENT'
   | 'ERR_SHAPE'
@@ -68,15 +82,28 @@ const maxShown = 80;
 
 /** A short, safe description of any value a caller may have passed. */
 export function describe(value: unknown): string {
-  if (typeof value === 'string') return shorten(JSON.stringify(value));
-  if (typeof value === 'bigint') return shorten(`${value}n`);
+  try {
+    return describeUnsafely(value);
+  } catch {
+    return 'an object that cannot be read';
+  }
+}
+
+function describeUnsafely(value: unknown): string {
+  if (typeof value === 'string') return shorten(JSON.stringify(value.slice(0, maxShown)));
+  // Writing out the digits of a large one takes long.
+  if (typeof value === 'bigint') return BigInt.asIntN(128, value) === value ? `${value}n` : 'a large BigInt';
   if (typeof value === 'function') return 'a function';
   if (typeof value === 'symbol') return 'a symbol';
   if (typeof value !== 'object' || value === null) return Object.is(value, -0) ? '-0' : String(value);
   if (ArrayBuffer.isView(value)) return `${tagOf(value)}(${'length' in value ? value.length : value.byteLength})`;
   if (Array.isArray(value)) {
-    const items = value.slice(0, 8).map((item) => (typeof item === 'object' ? tagOf(item) : describe(item)));
-    return shorten(`[${items.join(', ')}${value.length > 8 ? ', …' : ''}]`);
+    const { length } = value;
+    const items = Array.from({ length: Math.min(length, 8) }, (_, i) => {
+      const item: unknown = value[i];
+      return typeof item === 'object' && item !== null ? tagOf(item) : describeUnsafely(item);
+    });
+    return shorten(`[${items.join(', ')}${length > 8 ? ', …' : ''}]`);
   }
   return tagOf(value) === 'Object' ? 'an object' : tagOf(value);
 }
@@ -90,8 +117,8 @@ export function typedArrayKind(value: unknown): string | undefined {
 }
 
 /** The `Symbol.toStringTag` name, for messages. */
-function tagOf(value: unknown): string {
-  return Object.prototype.toString.call(value).slice(8, -1);
+export function tagOf(value: unknown): string {
+  return shorten(Object.prototype.toString.call(value).slice(8, -1));
 }
 
 function shorten(text: string): string {

@@ -99,8 +99,10 @@ function prepare(
   const outDims = rowsBeforeHeads ? [batch, queries, heads, valueDim] : [batch, heads, queries, valueDim];
   const inputs = [query.data, key.data, value.data, mask.data];
   const output =
-    options.out === undefined ? (allocate(outDims, query.type) as Operand) : checkOut(options.out, outDims, inputs);
-  const lse = withLse ? allocate([batch, heads, queries], 'float32') : null;
+    options.out === undefined
+      ? (allocate('out', outDims, query.type) as Operand)
+      : checkOut(options.out, outDims, inputs);
+  const lse = withLse ? allocate('out', [batch, heads, queries], 'float32') : null;
   return {
     op: output.data.length === 0 ? nothing : addon.full,
     operands: [

@@ -44,7 +44,9 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
   const batch = batchDims.reduce((product, extent) => product * extent, 1);
   const dims = [...batchDims, m, n];
   const output =
-    options.out === undefined ? (allocate(dims, a.type) as Operand) : checkOut(options.out, dims, [a.data, b.data]);
+    options.out === undefined
+      ? (allocate('out', dims, a.type) as Operand)
+      : checkOut(options.out, dims, [a.data, b.data]);
   const empty = output.data.length === 0;
   return {
     op: empty ? nothing : addon.matmul,

@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 
 import { expected, Text, tagOf, typedArrayKind } from './errors';
-import { attempt, isArray, isDetached, isResizable, readList, view } from './read';
+import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
 import type { DataType, Tensor, TensorData } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
@@ -46,15 +46,26 @@ export function checkOptions<T extends object>(
   if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
   const copy: Record<string, unknown> = {};
-  attempt(name, () => {
+  let reading = name;
+  try {
     for (const key in options) {
+      reading = key;
+      const value: unknown = options[key];
       if (!known.has(key))
-        throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, options[key]);
+        throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
+      if (value !== undefined) copy[key] = value;
     }
-  });
-  for (const key of known) {
-    const value = attempt(key, () => options[key as keyof T]);
-    if (value !== undefined) copy[key] = value;
+    // Accessors of a class do not count in the loop above.
+    const prototype = Object.getPrototypeOf(options);
+    if (prototype !== null && prototype !== Object.prototype) {
+      for (const key of known) {
+        reading = key;
+        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
+        if (value !== undefined) copy[key] = value;
+      }
+    }
+  } catch (error) {
+    throw unreadable(reading, error);
   }
   return copy as Partial<T>;
 }
@@ -104,10 +115,12 @@ function isFloat16Array(data: unknown): boolean {
 export function readTensor(name: string, value: unknown): { data: unknown; dims: unknown; type: unknown } {
   if (typeof value !== 'object' || value === null)
     throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
-  return attempt(name, () => {
+  try {
     const { data, dims, type } = value as Tensor;
     return { data, dims, type };
-  });
+  } catch (error) {
+    throw unreadable(name, error);
+  }
 }
 
 /** A tensor as native code takes it: bfloat16 and float16 as bits. */
@@ -133,7 +146,7 @@ export function checkAnyTensor(name: string, value: unknown, rank?: number): Ten
 export function checkTensor(name: string, value: unknown, rank?: number): Operand {
   const tensor = checkAnyTensor(name, value, rank);
   if (tensor.dims.length < 2) throw expected('ERR_SHAPE', name, 'at least 2 dims', tensor.dims);
-  return { ...tensor, data: asBits(tensor.data) };
+  return { data: asBits(tensor.data), dims: tensor.dims, type: tensor.type };
 }
 
 /** The same memory as native code takes it. */

@@ -4,14 +4,19 @@
  */
 import { AttentionError, expected, Text } from './errors';
 
-/** Runs a piece of code that may run the caller's code; what that throws is the cause of the error. */
+/** Runs a piece of code that may run the caller's code. */
 export function attempt<Result>(name: string, read: () => Result): Result {
   try {
     return read();
-  } catch (cause) {
-    if (cause instanceof AttentionError) throw cause;
-    throw expected('ERR_ARGUMENT', name, 'a value that can be read', new Text('an exception'), { cause });
+  } catch (error) {
+    throw unreadable(name, error);
   }
+}
+
+/** The error for an argument whose own code threw; errors of ours stay as they are. */
+export function unreadable(name: string, cause: unknown): AttentionError {
+  if (cause instanceof AttentionError) return cause;
+  return expected('ERR_ARGUMENT', name, 'a value that can be read', new Text('an exception'), { cause });
 }
 
 /** `Array.isArray`, which throws for a revoked proxy. */
@@ -37,14 +42,15 @@ export function readList<Item>(
 ): Item[] | undefined {
   if (!isArray(list) && !ArrayBuffer.isView(list)) return undefined;
   const items = list as ArrayLike<unknown>;
-  const length = attempt(name, () => (isArray(list) ? list.length : view.length(list)));
-  if (!Number.isSafeInteger(length) || !fits(length)) return undefined;
-  const result: Item[] = [];
-  for (let i = 0; i < length; i++) {
-    const item = attempt(name, () => items[i]);
-    result.push(make(item, i));
+  try {
+    const length = isArray(list) ? list.length : view.length(list);
+    if (!Number.isSafeInteger(length) || !fits(length)) return undefined;
+    const result: Item[] = [];
+    for (let i = 0; i < length; i++) result.push(make(items[i], i));
+    return result;
+  } catch (error) {
+    throw unreadable(name, error);
   }
-  return result;
 }
 
 type Getter<Value> = (this: unknown) => Value;

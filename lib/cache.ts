@@ -24,7 +24,7 @@ import {
   scoreOptionNames,
 } from './full-options';
 import { addon, type NativeKvCache, typeNumbers } from './native';
-import { attempt, isArray, readList } from './read';
+import { attempt, isArray, readList, view } from './read';
 import { allocate, type DataType, type Tensor, type TensorOf } from './tensor';
 
 /** What a {@link KvCache} holds. */
@@ -341,7 +341,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   const lses = withLse ? rows.map((count) => allocate('out', [1, heads, count], 'float32')) : null;
   const sinks = checkSinks(options.sinks, heads);
   return {
-    op: outputs.every(({ data }) => data.length === 0) ? nothing : addon.cached,
+    op: outputs.every(({ data }) => view.length(data) === 0) ? nothing : addon.cached,
     operands: [
       // Only now: the caller's getters have run, and may have disposed a cache.
       entries.map(({ cacheName, cache }) => KvCache.nativeOf(cacheName, cache)),

@@ -115,12 +115,14 @@ function isFloat16Array(data: unknown): boolean {
 export function readTensor(name: string, value: unknown): { data: unknown; dims: unknown; type: unknown } {
   if (typeof value !== 'object' || value === null)
     throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
-  try {
+  const tensor = attempt(name, () => {
     const { data, dims, type } = value as Tensor;
     return { data, dims, type };
-  } catch (error) {
-    throw unreadable(name, error);
-  }
+  });
+  // An array by itself, say; better told than that its dims are missing.
+  if (tensor.dims === undefined && tensor.type === undefined)
+    throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
+  return tensor;
 }
 
 /** A tensor as native code takes it: bfloat16 and float16 as bits. */

@@ -2,6 +2,7 @@ import { nothing, runSync } from './call';
 import { asBits, checkAnyTensor, checkDims, checkInteger, checkOptions, checkType } from './check';
 import { guard } from './errors';
 import { addon, typeNumbers } from './native';
+import { view } from './read';
 import { allocate, type DataType, type RandomNormalOptions, type Tensor, type TensorOf } from './tensor';
 
 /**
@@ -15,10 +16,11 @@ export function cast(source: Tensor, type: DataType): Tensor {
     const { data, dims, type: from } = checkAnyTensor('source', source);
     const target = allocate('source', dims, checkType('type', type));
     const bits = asBits(data);
+    const count = view.length(bits);
     return {
-      op: bits.length === 0 ? nothing : addon.convert,
+      op: count === 0 ? nothing : addon.convert,
       operands: [bits, target.data],
-      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], bits.length),
+      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], count),
       options: {},
       result: target,
     };

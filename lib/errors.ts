@@ -45,7 +45,16 @@ export class AttentionError extends Error {
 
 /** Text to stand in a message as it is, where {@link expected} would describe a value. */
 export class Text {
-  constructor(readonly text: string) {}
+  readonly #text: string;
+
+  constructor(text: string) {
+    this.#text = text;
+  }
+
+  /** The text, if that is what it is. Unlike `instanceof` it never runs a caller's proxy. */
+  static of(value: unknown): string | undefined {
+    return typeof value === 'object' && value !== null && #text in value ? value.#text : undefined;
+  }
 }
 
 /** Builds the error of the common grammar: expected X for `name`, received Y. */
@@ -56,7 +65,7 @@ export function expected(
   received: unknown,
   options?: ErrorOptions,
 ): AttentionError {
-  const shown = received instanceof Text ? received.text : describe(received);
+  const shown = Text.of(received) ?? describe(received);
   return new AttentionError(code, name, `expected ${what} for \`${name}\`, received ${shown}`, options);
 }
 
@@ -74,8 +83,17 @@ export function guard<Result>(entry: PublicEntry, body: () => Result): Result {
 
 /** The error, with a stack that begins at the caller of `entry` if it is one of ours. */
 export function atCallOf(entry: PublicEntry, error: unknown): unknown {
-  if (error instanceof AttentionError) Error.captureStackTrace(error, entry);
+  if (isOurs(error)) Error.captureStackTrace(error, entry);
   return error;
+}
+
+/** Whether something thrown is an error of ours; a caller's code may throw anything, a revoked proxy included. */
+export function isOurs(error: unknown): error is AttentionError {
+  try {
+    return error instanceof AttentionError;
+  } catch {
+    return false;
+  }
 }
 
 const maxShown = 80;

@@ -12,6 +12,7 @@ import {
   checkSoftcap,
 } from './full-options';
 import { addon, typeNumbers } from './native';
+import { view } from './read';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
 /** Attention together with the natural logarithm of each row's softmax denominator. */
@@ -104,7 +105,7 @@ function prepare(
       : checkOut(options.out, outDims, inputs);
   const lse = withLse ? allocate('out', [batch, heads, queries], 'float32') : null;
   return {
-    op: output.data.length === 0 ? nothing : addon.full,
+    op: view.length(output.data) === 0 ? nothing : addon.full,
     operands: [
       query.data,
       key.data,

@@ -2,7 +2,7 @@
  * Reading what a caller passed: once, and safely. Getters and proxies may throw, answer differently each time, or run
  * code that changes other arguments; so every property is read into a copy, and only the copy is checked and used.
  */
-import { AttentionError, expected, Text } from './errors';
+import { type AttentionError, expected, isOurs, Text } from './errors';
 
 /** Runs a piece of code that may run the caller's code. */
 export function attempt<Result>(name: string, read: () => Result): Result {
@@ -15,7 +15,7 @@ export function attempt<Result>(name: string, read: () => Result): Result {
 
 /** The error for an argument whose own code threw; errors of ours stay as they are. */
 export function unreadable(name: string, cause: unknown): AttentionError {
-  if (cause instanceof AttentionError) return cause;
+  if (isOurs(cause)) return cause;
   return expected('ERR_ARGUMENT', name, 'a value that can be read', new Text('an exception'), { cause });
 }
 

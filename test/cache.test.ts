@@ -50,18 +50,21 @@ const isas = info()
 
 describe('KvCache', () => {
   // Around the borders of tiles (16), pages (128) and splits (1024).
-  test.each([1, 15, 17, 127, 128, 129, 1023, 1024, 1025, 2100])('%i positions: as attention over the same rows', (n) => {
-    using cache = filled(n);
-    for (const isa of isas) {
-      for (const count of [1, 2, 3].filter((rowCount) => rowCount <= n)) {
-        for (const queryHeads of [2, 4, 8]) {
-          const q = query(count, queryHeads);
-          const wanted = attentionSync(q, rows(key, 0, n), rows(value, 0, n), { causal: true, isa });
-          expect(largestDifference(cache.attendSync(q, { isa }), wanted)).toBeLessThan(2e-6);
+  test.each([1, 15, 17, 127, 128, 129, 1023, 1024, 1025, 2100])(
+    '%i positions: as attention over the same rows',
+    (n) => {
+      using cache = filled(n);
+      for (const isa of isas) {
+        for (const count of [1, 2, 3].filter((rowCount) => rowCount <= n)) {
+          for (const queryHeads of [2, 4, 8]) {
+            const q = query(count, queryHeads);
+            const wanted = attentionSync(q, rows(key, 0, n), rows(value, 0, n), { causal: true, isa });
+            expect(largestDifference(cache.attendSync(q, { isa }), wanted)).toBeLessThan(2e-6);
+          }
         }
       }
-    }
-  });
+    },
+  );
 
   test('appending one at a time gives the same bits as appending all', () => {
     using whole = filled(300);
@@ -149,8 +152,16 @@ describe('KvCache', () => {
 
   test('NaN in rows that a mask hides stays hidden', () => {
     using cache = filled(40);
-    const poisoned = { data: new Float32Array(heads * headDim).fill(NaN), dims: [1, heads, 1, headDim], type: 'float32' } as const;
-    const values = { data: new Float32Array(heads * valueDim).fill(NaN), dims: [1, heads, 1, valueDim], type: 'float32' } as const;
+    const poisoned = {
+      data: new Float32Array(heads * headDim).fill(NaN),
+      dims: [1, heads, 1, headDim],
+      type: 'float32',
+    } as const;
+    const values = {
+      data: new Float32Array(heads * valueDim).fill(NaN),
+      dims: [1, heads, 1, valueDim],
+      type: 'float32',
+    } as const;
     const wanted = cache.attendSync(query(1)).data;
     cache.append(poisoned, values);
     const mask = { data: new Uint8Array(41).fill(1, 0, 40), dims: [1, 41], type: 'bool' } as const;

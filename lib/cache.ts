@@ -83,6 +83,12 @@ function checkShape(options: KvCacheOptions): CheckedShape {
   return shape;
 }
 
+/** Whether a value is a cache, whatever its prototype says. */
+let isCache: (value: unknown) => value is KvCache;
+
+/** The native handle of a cache in use. Set by the class, so that nobody outside of this file gets at it. */
+let nativeOf: (name: string, cache: unknown) => NativeKvCache;
+
 /**
  * Keys and values of one sequence, kept between calls and grown token by token. Memory comes in pages of 128
  * positions that never move, so growing copies nothing and forks share their common prefix.
@@ -91,6 +97,15 @@ function checkShape(options: KvCacheOptions): CheckedShape {
  * `attend` calls are in flight, and any number of those may be.
  */
 export class KvCache {
+  static {
+    isCache = (value): value is KvCache => typeof value === 'object' && value !== null && #native in value;
+    nativeOf = (name, cache) => {
+      if (!isCache(cache)) throw expected('ERR_TYPE', name, 'a KvCache', cache);
+      if (cache.#native === undefined) throw expected('ERR_CLOSED', name, 'a cache in use', new Text('a disposed one'));
+      return cache.#native;
+    };
+  }
+
   readonly heads: number;
   readonly headDim: number;
   readonly valueDim: number;
@@ -135,7 +150,7 @@ export class KvCache {
    */
   append(key: Tensor, value: Tensor, options?: { readonly layout?: Layout }): void {
     guard(KvCache.prototype.append, () => {
-      KvCache.nativeOf('cache', this);
+      nativeOf('cache', this);
       const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
       const rowsBeforeHeads = checkLayout(layout);
       const keys = checkTensor('key', key, 4);
@@ -151,7 +166,7 @@ export class KvCache {
       }
       const numbers = Float64Array.of(typeNumbers[keys.type], count, rowsBeforeHeads ? 1 : 0);
       // Asked for again: the caller's getters have run since, and may have disposed the cache.
-      const outcome = KvCache.nativeOf('cache', this).append([keys.data, values.data], numbers);
+      const outcome = nativeOf('cache', this).append([keys.data, values.data], numbers);
       if (outcome !== undefined) throw failure(outcome);
       this.#length += count;
     });
@@ -192,7 +207,7 @@ export class KvCache {
    */
   truncate(length: number): void {
     guard(KvCache.prototype.truncate, () => {
-      const native = KvCache.nativeOf('cache', this);
+      const native = nativeOf('cache', this);
       native.truncate(checkInteger('length', length, 0, this.#length));
       this.#length = length;
     });
@@ -206,7 +221,7 @@ export class KvCache {
    */
   fork(): KvCache {
     return guard(KvCache.prototype.fork, () => {
-      const native = KvCache.nativeOf('cache', this).fork();
+      const native = nativeOf('cache', this).fork();
       const { heads, headDim, valueDim, capacity, type } = this;
       const copy = new KvCache({ heads, headDim, valueDim, type, ...(capacity === Infinity ? {} : { capacity }) });
       copy.#native = native;
@@ -217,6 +232,9 @@ export class KvCache {
 
   /** Gives the memory back now; calls in flight keep what they need. Every later use but this one is refused with `ERR_CLOSED`. */
   dispose(): void {
+    guard(KvCache.prototype.dispose, () => {
+      if (!isCache(this)) throw expected('ERR_TYPE', 'cache', 'a KvCache', this);
+    });
     this.#native?.dispose();
     this.#native = undefined;
     this.#length = 0;
@@ -230,14 +248,6 @@ export class KvCache {
     const dims = rowsBeforeHeads ? [1, count, this.heads, dim] : [1, this.heads, count, dim];
     if (rows.dims.some((extent, axis) => extent !== dims[axis]))
       throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, rows.dims);
-  }
-
-  /** The native handle of an item, for the calls below. */
-  static nativeOf(name: string, cache: unknown): NativeKvCache {
-    if (typeof cache !== 'object' || cache === null || !(#native in cache))
-      throw expected('ERR_TYPE', name, 'a KvCache', cache);
-    if (cache.#native === undefined) throw expected('ERR_CLOSED', name, 'a cache in use', new Text('a disposed one'));
-    return cache.#native;
   }
 }
 
@@ -266,7 +276,7 @@ function prepareOne(
   withLse: boolean,
 ): Call<AttentionWithLse> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
-  KvCache.nativeOf('cache', cache);
+  nativeOf('cache', cache);
   const call = prepare([{ name: 'query', cacheName: 'cache', cache, query }], options, withLse);
   return { ...call, result: call.result[0] as AttentionWithLse };
 }
@@ -291,7 +301,7 @@ function checkItem(item: unknown, index: number): Entry {
     const { cache, query } = item as AttendItem;
     return { name: `${name}.query`, cacheName: `${name}.cache`, cache, query };
   });
-  KvCache.nativeOf(entry.cacheName, entry.cache);
+  nativeOf(entry.cacheName, entry.cache);
   return entry;
 }
 
@@ -344,7 +354,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
     op: outputs.every(({ data }) => view.length(data) === 0) ? nothing : addon.cached,
     operands: [
       // Only now: the caller's getters have run, and may have disposed a cache.
-      entries.map(({ cacheName, cache }) => KvCache.nativeOf(cacheName, cache)),
+      entries.map(({ cacheName, cache }) => nativeOf(cacheName, cache)),
       queries.map(({ data }) => data),
       outputs.map(({ data }) => data),
       lses?.map(({ data }) => data) ?? null,

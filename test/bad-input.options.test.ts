@@ -75,7 +75,7 @@ const wrongLengths = (name: string, most: number): Row[] => [
   [Int32Array.of(1), 'ERR_SHAPE', 'Int32Array(1)'],
 ];
 
-const unsupported = info().kernels.find(({ supported }) => !supported);
+const unsupported = new Set(info().kernels.flatMap(({ isa, supported }) => (supported ? [] : [isa])));
 
 const general: Readonly<Record<string, readonly Row[]>> = {
   threads: [...notWhole, ...numbers(0, -1, -Infinity)],
@@ -95,7 +95,7 @@ const general: Readonly<Record<string, readonly Row[]>> = {
     ['abacus', 'ERR_ARGUMENT', '"abacus"'],
     ['', 'ERR_ARGUMENT', '""'],
     ['AVX2', 'ERR_ARGUMENT', '"AVX2"'],
-    ...(unsupported === undefined ? [] : [[unsupported.isa, 'ERR_DEVICE', `"${unsupported.isa}"`] as Row]),
+    ...Array.from(unsupported, (name): Row => [name, 'ERR_DEVICE', `"${name}"`]),
   ],
   signal: [
     ...other(),

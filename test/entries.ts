@@ -127,7 +127,7 @@ export const entries: readonly Entry[] = [
       try {
         (cache.append as Loose).call(cache, key, value, options);
       } catch (error) {
-        expect([cache.length, cache.byteLength]).toEqual([5, before]);
+        if (cache.length !== 5 || cache.byteLength !== before) throw new Error('a refused append changed the cache');
         throw error;
       }
       return cache.length;

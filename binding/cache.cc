@@ -1,5 +1,7 @@
 #include "core/cache.h"
 
+#include <optional>
+
 #include "binding/full_problem.h"
 #include "binding/ops.h"
 #include "binding/task.h"
@@ -19,17 +21,14 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
          InstanceMethod<&KvCache::bytes>("bytes"), InstanceMethod<&KvCache::sharedBytes>("sharedBytes")});
   }
 
-  // new KvCache(heads, headDim, valueDim, type) or, as a fork, new KvCache(other).
+  // new KvCache(heads, headDim, valueDim, type) or, as a fork, new KvCache(other). What is neither, or a fork of a
+  // disposed cache, makes a disposed one.
   explicit KvCache(const Napi::CallbackInfo& info) : Napi::ObjectWrap<KvCache>(info) {
-    if (const KvCache* other = of(info.Env(), info[0])) {
-      pages_ = std::make_unique<KvPages>(*other->pages_);
-    } else {
-      KvPages::Shape shape;
-      shape.heads = info[0].ToNumber().Int64Value();
-      shape.headDim = info[1].ToNumber().Int64Value();
-      shape.valueDim = info[2].ToNumber().Int64Value();
-      shape.type = static_cast<DataType>(info[3].ToNumber().Uint32Value());
-      pages_ = std::make_unique<KvPages>(shape);
+    info.This().As<Napi::Object>().TypeTag(&kTag);
+    if (const KvCache* other = of(info[0])) {
+      if (other->pages_ != nullptr) pages_ = std::make_unique<KvPages>(*other->pages_);
+    } else if (const auto shape = shapeOf(info)) {
+      pages_ = std::make_unique<KvPages>(*shape);
     }
     reportMemory(info.Env());
   }
@@ -40,34 +39,51 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
   }
 
   // The cache behind a value, or null if it is none of ours. The tag keeps foreign objects from being taken for one.
-  static KvCache* of(Napi::Env env, const Napi::Value& value) {
-    if (!value.IsObject()) return nullptr;
-    const Napi::Function type = State::of(env).kvCache.Value();
-    if (!value.As<Napi::Object>().InstanceOf(type)) return nullptr;
+  static KvCache* of(const Napi::Value& value) {
+    if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTag)) return nullptr;
     return Napi::ObjectWrap<KvCache>::Unwrap(value.As<Napi::Object>());
   }
 
+  // Null once disposed.
   const KvPages* pages() const { return pages_.get(); }
 
  private:
   // append(operands [key, value], numbers [type, count, rowsBeforeHeads])
   Napi::Value append(const Napi::CallbackInfo& info);
   Napi::Value truncate(const Napi::CallbackInfo& info) {
-    pages_->truncate(maximum(0, info[0].ToNumber().Int64Value()));
+    const Index length = info[0].IsNumber() ? info[0].As<Napi::Number>().Int64Value() : 0;
+    if (pages_ != nullptr) pages_->truncate(maximum(0, length));
     reportMemory(info.Env());
     return info.Env().Undefined();
   }
   Napi::Value fork(const Napi::CallbackInfo& info) { return State::of(info.Env()).kvCache.New({info.This()}); }
   Napi::Value dispose(const Napi::CallbackInfo& info) {
-    pages_->truncate(0);
+    pages_.reset();
     reportMemory(info.Env());
     return info.Env().Undefined();
   }
   Napi::Value bytes(const Napi::CallbackInfo& info) {
-    return Napi::Number::New(info.Env(), static_cast<double>(pages_->bytes()));
+    return Napi::Number::New(info.Env(), pages_ == nullptr ? 0 : static_cast<double>(pages_->bytes()));
   }
   Napi::Value sharedBytes(const Napi::CallbackInfo& info) {
-    return Napi::Number::New(info.Env(), static_cast<double>(pages_->sharedBytes()));
+    return Napi::Number::New(info.Env(), pages_ == nullptr ? 0 : static_cast<double>(pages_->sharedBytes()));
+  }
+
+  // The shape that the constructor's arguments say, if a page of it has a size.
+  static std::optional<KvPages::Shape> shapeOf(const Napi::CallbackInfo& info) {
+    constexpr double most = 2147483647;
+    double numbers[4];
+    for (std::size_t i = 0; i < 4; ++i) {
+      if (!info[i].IsNumber()) return std::nullopt;
+      numbers[i] = info[i].As<Napi::Number>().DoubleValue();
+    }
+    const auto [heads, headDim, valueDim, type] = numbers;
+    const auto fits = [&](double extent) { return extent >= 1 && extent <= most; };
+    if (!fits(heads) || !fits(headDim) || !fits(valueDim) || !(heads * (headDim + valueDim) <= most))
+      return std::nullopt;
+    if (type != 0 && type != 1 && type != 2) return std::nullopt;
+    return KvPages::Shape{static_cast<Index>(heads), static_cast<Index>(headDim), static_cast<Index>(valueDim),
+                          static_cast<DataType>(type)};
   }
 
   // Tells V8 how much native memory hangs on this object. A shared page counts for every cache that holds it.
@@ -77,6 +93,8 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
     reported_ = bytes;
   }
 
+  static constexpr napi_type_tag kTag{0x6c6f7772616e6b2d, 0x4b76436163686521};
+
   std::unique_ptr<KvPages> pages_;
   std::int64_t reported_ = 0;
 };
@@ -84,6 +102,7 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
 Napi::Value KvCache::append(const Napi::CallbackInfo& info) {
   Operands operands(info, 2, 3);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
+  if (pages_ == nullptr) return statusValue(info.Env(), {Code::kClosed, "cache", "a disposed one"});
   const KvPages::Shape& shape = pages_->shape();
   const DataType type = operands.dataType(0, "key");
   const Index count = operands.extent(1, "key");
@@ -126,27 +145,22 @@ Napi::Value cached(const Napi::CallbackInfo& info) {
   FullProblem problem = readFullProblem(operands);
   problem.sinks = operands.optional<float>(CachedOperands::kSinks, "sinks", napi_float32_array, problem.heads);
   const bool rowsBeforeHeads = operands.flag(CachedNumbers::kRowsBeforeHeads);
-  const double offset = operands.number(CachedNumbers::kOffset);
   const Index count = static_cast<Index>(operands.numberCount() - CachedNumbers::kFirstSequence);
-  const auto list = [&](std::size_t index) { return Napi::Value(info.Env(), operands.value(index)); };
-  const auto entry = [&](std::size_t index, Index item) {
-    const Napi::Value values = list(index);
-    return values.IsArray() ? values.As<Napi::Array>().Get(static_cast<std::uint32_t>(item)) : info.Env().Null();
-  };
 
   FullMemory memory;
-  memory.sequences.resize(static_cast<std::size_t>(count));
   struct Place {
     std::size_t key;
     std::size_t value;
   };
   std::vector<Place> places;
-  for (Index s = 0; s < count && operands.ok(); ++s) {
-    const KvCache* cache = KvCache::of(info.Env(), entry(CachedOperands::kCaches, s));
+  Index rows = 0;
+  for (std::size_t s = 0; s < static_cast<std::size_t>(count) && operands.ok(); ++s) {
+    const KvCache* cache = KvCache::of(Napi::Value(info.Env(), operands.value(CachedOperands::kCaches, s)));
     if (cache == nullptr) {
       operands.fail("cache", "not a cache");
       break;
     }
+    if (cache->pages() == nullptr) return statusValue(info.Env(), {Code::kClosed, "cache", "a disposed one"});
     const KvPages& pages = *cache->pages();
     const KvPages::Shape& shape = pages.shape();
     if (s == 0) {
@@ -159,25 +173,25 @@ Napi::Value cached(const Napi::CallbackInfo& info) {
                shape.valueDim != problem.valueDim) {
       operands.fail("cache", "shapes differ");
     }
-    FullSequence& sequence = memory.sequences[static_cast<std::size_t>(s)];
-    sequence.queries = operands.extent(CachedNumbers::kFirstSequence + static_cast<std::size_t>(s), "query");
+    FullSequence& sequence = memory.sequences.emplace_back();
+    sequence.queries = operands.extent(CachedNumbers::kFirstSequence + s, "query");
     sequence.queryRows = sequence.queries;
     sequence.keys = pages.length();
-    sequence.offset = offset == offset ? static_cast<Index>(offset) : sequence.keys - sequence.queries;
-    const auto rows = [&](std::size_t index, const char* name, DataType type, Index dim) {
-      void* data =
-          operands.tensor(operands.arrayOf(entry(index, s)), name, type, {problem.heads, sequence.queries, dim});
+    sequence.offset = readOffset(operands, CachedNumbers::kOffset, sequence);
+    rows = maximum(rows, sequence.queries);
+    const auto headRows = [&](std::size_t index, const char* name, DataType type, Index dim) {
+      void* data = operands.tensor(operands.entry(index, s), name, type, {problem.heads, sequence.queries, dim});
       return HeadRows{data, rowsBeforeHeads ? dim : sequence.queries * dim,
                       rowsBeforeHeads ? problem.heads * dim : dim};
     };
-    sequence.query = rows(CachedOperands::kQueries, "query", problem.queryType, shape.headDim);
-    sequence.output = rows(CachedOperands::kOutputs, "out", problem.outputType, shape.valueDim);
-    const Array lse = operands.arrayOf(entry(CachedOperands::kLses, s));
+    sequence.query = headRows(CachedOperands::kQueries, "query", problem.queryType, shape.headDim);
+    sequence.output = headRows(CachedOperands::kOutputs, "out", problem.outputType, shape.valueDim);
+    const Array lse = operands.entry(CachedOperands::kLses, s);
     if (lse.present) {
       sequence.lse =
           static_cast<float*>(operands.tensor(lse, "lse", DataType::kFloat32, {problem.heads, sequence.queries}));
     }
-    sequence.mask = readMask(operands, operands.arrayOf(entry(CachedOperands::kMasks, s)), problem, 0, sequence);
+    sequence.mask = readMask(operands, operands.entry(CachedOperands::kMasks, s), problem, 0, 0, sequence);
     places.push_back({memory.pages.size(), 0});
     std::vector<const void*> valuePages;
     pages.snapshot(&memory.pages, &valuePages, &memory.owners);
@@ -186,7 +200,8 @@ Napi::Value cached(const Napi::CallbackInfo& info) {
     sequence.key = {nullptr, KvPages::kPageRows, pages.keyHeadStride(), shape.headDim};
     sequence.value = {nullptr, KvPages::kPageRows, pages.valueHeadStride(), shape.valueDim};
   }
-  if (!operands.ok()) return statusValue(info.Env(), operands.status());
+  // Without rows the number of heads is not bounded by memory that exists.
+  if (!operands.ok() || rows == 0) return statusValue(info.Env(), operands.status());
   // Addresses are final only now that the list of pages has stopped growing.
   for (std::size_t s = 0; s < places.size(); ++s) {
     memory.sequences[s].key.pages = memory.pages.data() + places[s].key;

@@ -51,6 +51,8 @@ Napi::Value full(const Napi::CallbackInfo& info) {
   problem.valueDim = operands.extent(TensorNumbers::kValueDim, "v", 1);
   const bool rowsBeforeHeads = operands.flag(TensorNumbers::kRowsBeforeHeads);
   if (problem.heads % problem.kvHeads != 0) operands.fail("k", "heads do not divide");
+  // Without rows no extent is bounded by memory that exists.
+  if (batch == 0 || queries == 0) return statusValue(info.Env(), operands.status());
 
   void* query = operands.tensor(operands.array(FullOperands::kQuery), "q", problem.queryType,
                                 {batch, problem.heads, queries, problem.headDim});
@@ -70,7 +72,6 @@ Napi::Value full(const Napi::CallbackInfo& info) {
       operands.optional<std::int32_t>(FullOperands::kKeyLengths, "keyLengths", napi_int32_array, batch);
   const Array mask = operands.array(FullOperands::kMask);
   const Index maskBatchStride = operands.extent(TensorNumbers::kMaskBatchStride, "mask");
-  const double offset = operands.number(TensorNumbers::kOffset);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
 
   FullMemory memory;
@@ -83,7 +84,7 @@ Napi::Value full(const Napi::CallbackInfo& info) {
     sequence.keys = keyLengths == nullptr ? keys : keyLengths[b];
     if (sequence.queries < 0 || sequence.queries > queries) operands.fail("queryLengths", "out of range");
     if (sequence.keys < 0 || sequence.keys > keys) operands.fail("keyLengths", "out of range");
-    sequence.offset = offset == offset ? static_cast<Index>(offset) : sequence.keys - sequence.queries;
+    sequence.offset = readOffset(operands, TensorNumbers::kOffset, sequence);
     sequence.query = headRows(query, problem.queryType, b, problem.heads, queries, problem.headDim, rowsBeforeHeads);
     sequence.output =
         headRows(output, problem.outputType, b, problem.heads, queries, problem.valueDim, rowsBeforeHeads);
@@ -96,7 +97,7 @@ Napi::Value full(const Napi::CallbackInfo& info) {
     sequence.key = {pages, maximum(keys, 1), keyRows.headStride, keyRows.rowStride};
     sequence.value = {pages + 1, maximum(keys, 1), valueRows.headStride, valueRows.rowStride};
     if (lse != nullptr) sequence.lse = lse + b * problem.heads * queries;
-    sequence.mask = readMask(operands, mask, problem, b * maskBatchStride, sequence);
+    sequence.mask = readMask(operands, mask, problem, b, maskBatchStride, sequence);
   }
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
   problem.sequences = memory.sequences.data();

@@ -34,6 +34,12 @@ struct FullNumbers {
   };
 };
 
+// Key position of query 0. A number that is NaN aligns the last query with the last key.
+inline Index readOffset(Operands& operands, std::size_t index, const FullSequence& sequence) {
+  const double offset = operands.number(index);
+  return offset == offset ? operands.position(index, "queryOffset") : sequence.keys - sequence.queries;
+}
+
 inline FullProblem readFullProblem(Operands& operands) {
   FullProblem problem;
   problem.queryType = operands.dataType(FullNumbers::kQueryType, "q");
@@ -53,15 +59,16 @@ inline FullProblem readFullProblem(Operands& operands) {
   return problem;
 }
 
-// A mask operand and the sequence's first element in it. `last` is the furthest element the sequence will read.
-inline const void* readMask(Operands& operands, const Array& array, const FullProblem& problem, Index first,
-                            const FullSequence& sequence) {
+// A mask operand and the first element in it of the sequence at `batch`. `last` is the furthest it will read.
+inline const void* readMask(Operands& operands, const Array& array, const FullProblem& problem, Index batch,
+                            Index batchStride, const FullSequence& sequence) {
   if (problem.maskKind == MaskKind::kNone) return nullptr;
   const bool additive = problem.maskKind == MaskKind::kAdditive;
   const std::size_t width = additive ? 4 : 1;
   if (sequence.queries == 0 || sequence.keys == 0) return array.data;
+  const unsigned __int128 first = static_cast<unsigned __int128>(batch) * static_cast<unsigned __int128>(batchStride);
   const unsigned __int128 last =
-      static_cast<unsigned __int128>(first) +
+      first +
       static_cast<unsigned __int128>(problem.heads - 1) * static_cast<unsigned __int128>(problem.maskHeadStride) +
       static_cast<unsigned __int128>(sequence.queries - 1) * static_cast<unsigned __int128>(problem.maskQueryStride) +
       static_cast<unsigned __int128>(sequence.keys - 1);

@@ -32,6 +32,8 @@ Napi::Value matmul(const Napi::CallbackInfo& info) {
   problem.n = operands.extent(MatmulNumbers::kN, "b");
   problem.k = operands.extent(MatmulNumbers::kK, "a");
   problem.transposeB = operands.flag(MatmulNumbers::kTransposeB);
+  // Without elements no extent is bounded by memory that exists.
+  if (problem.batch == 0 || problem.m == 0 || problem.n == 0) return statusValue(info.Env(), operands.status());
   problem.c =
       operands.tensor(operands.array(MatmulOperands::kC), "out", problem.typeC, {problem.batch, problem.m, problem.n});
   const Array a = operands.array(MatmulOperands::kA);

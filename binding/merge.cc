@@ -28,6 +28,9 @@ Napi::Value merge(const Napi::CallbackInfo& info) {
   problem.length = operands.extent(MergeNumbers::kLength, "parts");
   problem.dim = operands.extent(MergeNumbers::kDim, "parts");
   problem.rowsBeforeHeads = operands.flag(MergeNumbers::kRowsBeforeHeads);
+  // Without rows no extent is bounded by memory that exists.
+  if (problem.batch == 0 || problem.heads == 0 || problem.length == 0)
+    return statusValue(info.Env(), operands.status());
   const auto read = [&](std::size_t index) {
     return std::pair(operands.tensor(operands.array(index), "parts", problem.type,
                                      {problem.batch, problem.heads, problem.length, problem.dim}),

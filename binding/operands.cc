@@ -6,10 +6,15 @@
 
 namespace lowrank_attention {
 
-Operands::Operands(const Napi::CallbackInfo& info, std::size_t operands, std::size_t numbers)
-    : env_(info.Env()), operands_(info[CallArguments::kOperands]) {
-  std::uint32_t count = 0;
-  if (napi_get_array_length(env_, operands_, &count) != napi_ok || count < operands) fail("operands", "wrong count");
+Operands::Operands(const Napi::CallbackInfo& info, std::size_t operands, std::size_t numbers) : env_(info.Env()) {
+  for (napi_value value : elementsOf(info[CallArguments::kOperands])) operands_.push_back({value, elementsOf(value)});
+  if (operands_.size() < operands) fail("operands", "wrong count");
+  const auto is = [&](std::size_t index, napi_valuetype type) {
+    const napi_valuetype found = info[index].Type();
+    return found == type || found == napi_undefined;
+  };
+  if (!is(CallArguments::kThreads, napi_number)) fail("threads", "not a number");
+  if (!is(CallArguments::kIsa, napi_string)) fail("isa", "not a string");
   const Array array = arrayOf(info[CallArguments::kNumbers]);
   if (!array.present || array.type != napi_float64_array || array.bytes / sizeof(double) < numbers) {
     fail("numbers", "wrong count");
@@ -19,10 +24,26 @@ Operands::Operands(const Napi::CallbackInfo& info, std::size_t operands, std::si
   numberCount_ = array.bytes / sizeof(double);
 }
 
-napi_value Operands::value(std::size_t index) const {
-  napi_value value = nullptr;
-  napi_get_element(env_, operands_, static_cast<std::uint32_t>(index), &value);
-  return value;
+std::vector<napi_value> Operands::elementsOf(napi_value list) const {
+  std::vector<napi_value> elements;
+  std::uint32_t count = 0;
+  bool isArray = false;
+  if (napi_is_array(env_, list, &isArray) != napi_ok || !isArray) return elements;
+  if (napi_get_array_length(env_, list, &count) != napi_ok) return elements;
+  for (std::uint32_t i = 0; i < count; ++i) {
+    napi_value element = nullptr;
+    napi_valuetype type = napi_undefined;
+    // An accessor has thrown: its exception goes on its way.
+    if (napi_get_element(env_, list, i, &element) != napi_ok) throw Napi::Error::New(env_);
+    if (napi_typeof(env_, element, &type) != napi_ok || type == napi_undefined) break;
+    elements.push_back(element);
+  }
+  return elements;
+}
+
+napi_value Operands::value(std::size_t index, std::size_t item) const {
+  if (index >= operands_.size() || item >= operands_[index].entries.size()) return nullptr;
+  return operands_[index].entries[item];
 }
 
 Array Operands::arrayOf(napi_value value) const {
@@ -60,6 +81,15 @@ Index Operands::extent(std::size_t index, const char* name, Index low) {
   if (!(value >= static_cast<double>(low) && value <= kMaxExtent) || value != std::floor(value)) {
     fail(name, "not a whole number in range");
     return low;
+  }
+  return static_cast<Index>(value);
+}
+
+Index Operands::position(std::size_t index, const char* name) {
+  const double value = numbers_[index];
+  if (!(std::fabs(value) <= kMaxExtent)) {
+    fail(name, "not a number in range");
+    return 0;
   }
   return static_cast<Index>(value);
 }

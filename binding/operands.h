@@ -1,10 +1,16 @@
 // Reading a call's operands and numbers. Checks for memory safety only: that every array is of the kind said and long
 // enough for what the kernel will touch. lib/ has already told the caller what is wrong in his own terms; a failure
-// here means that memory changed hands meanwhile, or a fault in lib/.
+// here means that memory changed hands meanwhile, or a fault in lib/. That memory is neither shared nor resizable is
+// lib's to see: N-API cannot tell.
+//
+// Nothing of the caller's may run between looking at an array's memory and using it: an accessor or a valueOf could
+// detach it. So the constructor reads every value first, and refuses what would have to be coerced.
 #ifndef LOWRANK_ATTENTION_BINDING_OPERANDS_H_
 #define LOWRANK_ATTENTION_BINDING_OPERANDS_H_
 
 #include <napi.h>
+
+#include <vector>
 
 #include "core/types.h"
 
@@ -23,6 +29,7 @@ constexpr double kMaxExtent = 9007199254740992.0;  // 2^53
 
 class Operands {
  public:
+  // Expects at least so many operands and numbers.
   Operands(const Napi::CallbackInfo& info, std::size_t operands, std::size_t numbers);
 
   bool ok() const { return status_.ok(); }
@@ -35,11 +42,15 @@ class Operands {
   std::size_t numberCount() const { return numberCount_; }
   // A whole number in [low, 2^53].
   Index extent(std::size_t index, const char* name, Index low = 0);
+  // A number in [-2^53, 2^53], cut to a whole one.
+  Index position(std::size_t index, const char* name);
   bool flag(std::size_t index) const { return numbers_[index] != 0; }
   DataType dataType(std::size_t index, const char* name);
 
-  napi_value value(std::size_t index) const;
-  Array array(std::size_t index) const { return arrayOf(value(index)); }
+  // Entry of an operand that is a list; the operand itself is read by `array`. Absent is null.
+  Array entry(std::size_t index, std::size_t item) const { return arrayOf(value(index, item)); }
+  napi_value value(std::size_t index, std::size_t item) const;
+  Array array(std::size_t index) const { return arrayOf(index < operands_.size() ? operands_[index].value : nullptr); }
   Array arrayOf(napi_value value) const;
 
   // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
@@ -55,8 +66,16 @@ class Operands {
   }
 
  private:
+  struct Operand {
+    napi_value value = nullptr;
+    std::vector<napi_value> entries;
+  };
+
+  // Elements of a JavaScript array up to the first hole; none of what is no array.
+  std::vector<napi_value> elementsOf(napi_value list) const;
+
   napi_env env_;
-  napi_value operands_;
+  std::vector<Operand> operands_;
   const double* numbers_ = nullptr;
   std::size_t numberCount_ = 0;
   Status status_;

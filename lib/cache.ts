@@ -1,5 +1,15 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, failure, nothing, runAsync, runSync } from './call';
-import { checkChoice, checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
+import {
+  type Call,
+  type CallOptions,
+  callOptionNames,
+  checkDevice,
+  checkLayout,
+  failure,
+  nothing,
+  runAsync,
+  runSync,
+} from './call';
+import { checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import {
@@ -14,6 +24,7 @@ import {
   scoreOptionNames,
 } from './full-options';
 import { addon, type NativeKvCache, typeNumbers } from './native';
+import { attempt, isArray, readList, view } from './read';
 import { allocate, type DataType, type Tensor, type TensorOf } from './tensor';
 
 /** What a {@link KvCache} holds. */
@@ -56,20 +67,27 @@ interface CheckedShape {
 
 function checkShape(options: KvCacheOptions): CheckedShape {
   const most = 2 ** 31 - 1;
+  if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ heads, headDim, … }', options);
   const given = checkOptions<KvCacheOptions>('options', options, cacheOptionNames);
   const { heads, headDim, valueDim, capacity, type, device } = given;
-  if (device !== undefined) checkChoice('device', device, ['auto', 'cpu']);
+  checkDevice(device);
   const shape = {
     heads: checkInteger('heads', heads, 1, most),
     headDim: checkInteger('headDim', headDim, 1, most),
-    valueDim: checkInteger('valueDim', valueDim ?? headDim, 1, most),
+    valueDim: checkInteger('valueDim', valueDim === undefined ? headDim : valueDim, 1, most),
     capacity: capacity === undefined ? Infinity : checkInteger('capacity', capacity, 1),
-    type: checkType('type', type ?? 'float32'),
+    type: checkType('type', type === undefined ? 'float32' : type),
   };
   const row = shape.heads * (shape.headDim + shape.valueDim);
   if (row > most) throw expected('ERR_SHAPE', 'options', `heads·(headDim + valueDim) of at most ${most}`, row);
   return shape;
 }
+
+/** Whether a value is a cache, whatever its prototype says. */
+let isCache: (value: unknown) => value is KvCache;
+
+/** The native handle of a cache in use. Set by the class, so that nobody outside of this file gets at it. */
+let nativeOf: (name: string, cache: unknown) => NativeKvCache;
 
 /**
  * Keys and values of one sequence, kept between calls and grown token by token. Memory comes in pages of 128
@@ -79,6 +97,15 @@ function checkShape(options: KvCacheOptions): CheckedShape {
  * `attend` calls are in flight, and any number of those may be.
  */
 export class KvCache {
+  static {
+    isCache = (value): value is KvCache => typeof value === 'object' && value !== null && #native in value;
+    nativeOf = (name, cache) => {
+      if (!isCache(cache)) throw expected('ERR_TYPE', name, 'a KvCache', cache);
+      if (cache.#native === undefined) throw expected('ERR_CLOSED', name, 'a cache in use', new Text('a disposed one'));
+      return cache.#native;
+    };
+  }
+
   /** As given to the constructor, like the four below. */
   readonly heads: number;
   readonly headDim: number;
@@ -125,7 +152,7 @@ export class KvCache {
    */
   append(key: Tensor, value: Tensor, options?: { readonly layout?: Layout }): void {
     guard(KvCache.prototype.append, () => {
-      KvCache.nativeOf('cache', this);
+      nativeOf('cache', this);
       const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
       const rowsBeforeHeads = checkLayout(layout);
       const keys = checkTensor('key', key, 4);
@@ -141,7 +168,7 @@ export class KvCache {
       }
       const numbers = Float64Array.of(typeNumbers[keys.type], count, rowsBeforeHeads ? 1 : 0);
       // Asked for again: the caller's getters have run since, and may have disposed the cache.
-      const outcome = KvCache.nativeOf('cache', this).append([keys.data, values.data], numbers);
+      const outcome = nativeOf('cache', this).append([keys.data, values.data], numbers);
       if (outcome !== undefined) throw failure(outcome);
       this.#length += count;
     });
@@ -182,7 +209,7 @@ export class KvCache {
    */
   truncate(length: number): void {
     guard(KvCache.prototype.truncate, () => {
-      const native = KvCache.nativeOf('cache', this);
+      const native = nativeOf('cache', this);
       native.truncate(checkInteger('length', length, 0, this.#length));
       this.#length = length;
     });
@@ -196,7 +223,7 @@ export class KvCache {
    */
   fork(): KvCache {
     return guard(KvCache.prototype.fork, () => {
-      const native = KvCache.nativeOf('cache', this).fork();
+      const native = nativeOf('cache', this).fork();
       const { heads, headDim, valueDim, capacity, type } = this;
       const copy = new KvCache({ heads, headDim, valueDim, type, ...(capacity === Infinity ? {} : { capacity }) });
       copy.#native = native;
@@ -207,6 +234,9 @@ export class KvCache {
 
   /** Gives the memory back now; calls in flight keep what they need. Every later use but this one is refused with `ERR_CLOSED`. */
   dispose(): void {
+    guard(KvCache.prototype.dispose, () => {
+      if (!isCache(this)) throw expected('ERR_TYPE', 'cache', 'a KvCache', this);
+    });
     this.#native?.dispose();
     this.#native = undefined;
     this.#length = 0;
@@ -220,14 +250,6 @@ export class KvCache {
     const dims = rowsBeforeHeads ? [1, count, this.heads, dim] : [1, this.heads, count, dim];
     if (rows.dims.some((extent, axis) => extent !== dims[axis]))
       throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, rows.dims);
-  }
-
-  /** The native handle of an item, for the calls below. */
-  static nativeOf(name: string, cache: unknown): NativeKvCache {
-    if (typeof cache !== 'object' || cache === null || !(#native in cache))
-      throw expected('ERR_TYPE', name, 'a KvCache', cache);
-    if (cache.#native === undefined) throw expected('ERR_CLOSED', name, 'a cache in use', new Text('a disposed one'));
-    return cache.#native;
   }
 }
 
@@ -256,33 +278,40 @@ function prepareOne(
   withLse: boolean,
 ): Call<AttentionWithLse> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
-  const call = prepare([{ name: 'query', cache, native: KvCache.nativeOf('cache', cache), query }], options, withLse);
+  nativeOf('cache', cache);
+  const call = prepare([{ name: 'query', cacheName: 'cache', cache, query }], options, withLse);
   return { ...call, result: call.result[0] as AttentionWithLse };
 }
 
 function prepareMany(items: readonly AttendItem[], given: AttendOptions | undefined): Call<AttentionWithLse[]> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
-  if (!Array.isArray(items) || items.length === 0)
-    throw expected('ERR_ARGUMENT', 'items', 'an array of at least one { cache, query }', items);
   for (const name of ['out', 'mask'] as const) {
     if (options[name] !== undefined)
       throw expected('ERR_UNSUPPORTED', name, 'nothing in a batch of caches', options[name]);
   }
-  // Array.from, unlike map, visits the holes of a sparse array.
-  const entries = Array.from(items as unknown[], (item, index) => {
-    const name = `items[${index}]`;
-    if (typeof item !== 'object' || item === null) throw expected('ERR_TYPE', name, '{ cache, query }', item);
-    const { cache, query } = item as AttendItem;
-    return { name: `${name}.query`, cache, native: KvCache.nativeOf(`${name}.cache`, cache), query };
-  });
+  const atLeastOne = (count: number): boolean => count > 0;
+  const entries = isArray(items) ? readList('items', items, atLeastOne, checkItem) : undefined;
+  if (entries === undefined)
+    throw expected('ERR_ARGUMENT', 'items', 'an array of at least one { cache, query }', items);
   return prepare(entries, options, false);
+}
+
+function checkItem(item: unknown, index: number): Entry {
+  const name = `items[${index}]`;
+  if (typeof item !== 'object' || item === null) throw expected('ERR_TYPE', name, '{ cache, query }', item);
+  const entry = attempt(name, () => {
+    const { cache, query } = item as AttendItem;
+    return { name: `${name}.query`, cacheName: `${name}.cache`, cache, query };
+  });
+  nativeOf(entry.cacheName, entry.cache);
+  return entry;
 }
 
 interface Entry {
   /** Of the query, in messages. */
   readonly name: string;
+  readonly cacheName: string;
   readonly cache: KvCache;
-  readonly native: NativeKvCache;
   readonly query: Tensor;
 }
 
@@ -295,7 +324,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   const heads = (queries[0] as Operand).dims[headAxis] as number;
   const type = (queries[0] as Operand).type;
   const rows: number[] = [];
-  for (const [index, { name, cache }] of entries.entries()) {
+  for (const [index, { name, cacheName, cache }] of entries.entries()) {
     const { dims, type: own } = queries[index] as Operand;
     if (
       cache.heads !== first.cache.heads ||
@@ -303,12 +332,7 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
       cache.valueDim !== valueDim ||
       cache.type !== first.cache.type
     ) {
-      throw expected(
-        'ERR_SHAPE',
-        name.replace('.query', '.cache'),
-        'heads, head sizes and type as in the first cache',
-        cache,
-      );
+      throw expected('ERR_SHAPE', cacheName, 'heads, head sizes and type as in the first cache', cache);
     }
     if (heads === 0 || heads % cache.heads !== 0 || dims[headAxis] !== heads || dims[0] !== 1 || dims[3] !== headDim) {
       const shape = rowsBeforeHeads ? `[1, queries, heads, ${headDim}]` : `[1, heads, queries, ${headDim}]`;
@@ -324,18 +348,20 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
   const inputs = [...queries.map(({ data }) => data), mask.data];
   const outputs = rows.map((count) => {
     const dims = rowsBeforeHeads ? [1, count, heads, valueDim] : [1, heads, count, valueDim];
-    return options.out === undefined ? (allocate(dims, type) as Operand) : checkOut(options.out, dims, inputs);
+    return options.out === undefined ? (allocate('out', dims, type) as Operand) : checkOut(options.out, dims, inputs);
   });
-  const lses = withLse ? rows.map((count) => allocate([1, heads, count], 'float32')) : null;
+  const lses = withLse ? rows.map((count) => allocate('out', [1, heads, count], 'float32')) : null;
+  const sinks = checkSinks(options.sinks, heads);
   return {
-    op: outputs.every(({ data }) => data.length === 0) ? nothing : addon.cached,
+    op: outputs.every(({ data }) => view.length(data) === 0) ? nothing : addon.cached,
     operands: [
-      entries.map(({ native }) => native),
+      // Only now: the caller's getters have run, and may have disposed a cache.
+      entries.map(({ cacheName, cache }) => nativeOf(cacheName, cache)),
       queries.map(({ data }) => data),
       outputs.map(({ data }) => data),
       lses?.map(({ data }) => data) ?? null,
       mask.data === null ? null : [mask.data],
-      checkSinks(options.sinks, heads),
+      sinks,
     ],
     // Not Float64Array.of: a call takes only so many arguments, a batch may be longer.
     numbers: Float64Array.from([

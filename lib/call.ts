@@ -3,12 +3,14 @@ import {
   type AttentionError,
   type AttentionErrorCode,
   atCallOf,
+  describe,
   expected,
   guard,
   type PublicEntry,
   Text,
 } from './errors';
 import { type NativeOp, nativeInfo, type Outcome } from './native';
+import { attempt } from './read';
 import type { Tensor } from './tensor';
 
 /** Where a call runs. `'auto'` takes a GPU if there is a usable one, else the CPU. */
@@ -90,14 +92,12 @@ function watch(signal: AbortSignal): Int32Array {
   let entry = watched.get(signal);
   if (entry === undefined) {
     const flags = new Set<Int32Array>();
-    entry = {
-      flags,
-      listener: () => {
-        for (const flag of flags) flag[0] = 1;
-      },
+    const listener = (): void => {
+      for (const flag of flags) flag[0] = 1;
     };
+    attempt('signal', () => signal.addEventListener('abort', listener, { once: true }));
+    entry = { flags, listener };
     watched.set(signal, entry);
-    signal.addEventListener('abort', entry.listener, { once: true });
   }
   const flag = new Int32Array(1);
   entry.flags.add(flag);
@@ -110,7 +110,7 @@ function unwatch(signal: AbortSignal, flag: Int32Array): void {
   entry.flags.delete(flag);
   if (entry.flags.size > 0) return;
   watched.delete(signal);
-  signal.removeEventListener('abort', entry.listener);
+  attempt('signal', () => signal.removeEventListener('abort', entry.listener));
 }
 
 interface How {
@@ -120,13 +120,9 @@ interface How {
 }
 
 function checkHow({ device, isa, threads, signal }: CallOptions): How {
-  if (device !== undefined && device !== 'auto' && device !== 'cpu') {
-    if (typeof device !== 'string' || !/^cuda(:\d+)?$/.test(device)) {
-      throw expected('ERR_ARGUMENT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", device);
-    }
-    throw expected('ERR_DEVICE', 'device', 'a usable device', new Text(`'${device}': ${noCuda}`));
-  }
-  if (signal !== undefined && !isSignal(signal)) throw expected('ERR_ARGUMENT', 'signal', 'an AbortSignal', signal);
+  checkDevice(device);
+  if (signal !== undefined && !attempt('signal', () => isSignal(signal)))
+    throw expected('ERR_ARGUMENT', 'signal', 'an AbortSignal', signal);
   return {
     threads: threads === undefined ? nativeInfo.threads : checkInteger('threads', threads, 1),
     isa: isa === undefined || isa === 'auto' ? '' : checkIsa(isa),
@@ -134,6 +130,15 @@ function checkHow({ device, isa, threads, signal }: CallOptions): How {
   };
 }
 
+/** Refuses a device that there is not. */
+export function checkDevice(device: unknown): void {
+  if (device === undefined || device === 'auto' || device === 'cpu') return;
+  if (typeof device !== 'string' || !/^cuda(:\d+)?$/.test(device))
+    throw expected('ERR_ARGUMENT', 'device', "'auto', 'cpu', 'cuda' or 'cuda:N'", device);
+  throw expected('ERR_DEVICE', 'device', 'a usable device', new Text(`${describe(device)}: ${noCuda}`));
+}
+
+/** By what it can do: polyfills and other realms have AbortSignals of their own. */
 function isSignal(signal: unknown): boolean {
   if (typeof signal !== 'object' || signal === null) return false;
   const { aborted, addEventListener, removeEventListener } = signal as Partial<AbortSignal>;
@@ -155,12 +160,12 @@ function checkIsa(isa: string): string {
 }
 
 function throwIfAborted(signal: AbortSignal | undefined): void {
-  if (signal?.aborted === true) throw aborted(signal);
+  if (signal !== undefined && attempt('signal', () => signal.aborted)) throw aborted(signal);
 }
 
 function aborted(signal: AbortSignal | undefined): AttentionError {
   return expected('ERR_ABORTED', 'signal', 'a signal that is not aborted', new Text('an aborted one'), {
-    cause: signal?.reason,
+    cause: attempt('signal', () => signal?.reason),
   });
 }
 

@@ -1,59 +1,99 @@
 import { types } from 'node:util';
 
-import { expected, Text, typedArrayKind } from './errors';
+import { expected, Text, tagOf, typedArrayKind } from './errors';
+import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
 import type { DataType, Tensor, TensorData } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
 
-/** A list of extents: non-negative whole numbers whose product is a safe integer. Returns it as it came. */
-export function checkDims(name: string, dims: unknown, rank?: number): readonly number[] {
-  const what = rank === undefined ? 'an array of whole numbers >= 0' : `an array of ${rank} whole numbers >= 0`;
-  if (!Array.isArray(dims) || (rank !== undefined && dims.length !== rank))
-    throw expected('ERR_SHAPE', name, what, dims);
+/** More axes than anyone has; it bounds the work of reading them. */
+const mostDims = 64;
+
+/** A list of extents: non-negative whole numbers whose product is a safe integer. Returns a copy. */
+export function checkDims(name: string, dims: unknown, rank?: number): number[] {
+  const what = rank === undefined ? 'dims of whole numbers >= 0' : `dims of ${rank} whole numbers >= 0`;
+  const fits = (length: number): boolean => (rank === undefined ? length <= mostDims : length === rank);
+  const copy = isArray(dims) ? readList(name, dims, fits, (extent) => extent) : undefined;
+  if (copy === undefined) throw expected('ERR_SHAPE', name, what, dims);
   let product = 1;
-  for (let axis = 0; axis < dims.length; axis++) {
-    const extent = dims[axis];
+  for (const extent of copy) {
     if (typeof extent !== 'number' || !Number.isSafeInteger(extent) || extent < 0 || Object.is(extent, -0)) {
-      throw expected('ERR_SHAPE', name, what, dims);
+      throw expected('ERR_SHAPE', name, what, copy);
     }
     product *= extent;
     if (product > Number.MAX_SAFE_INTEGER) {
-      throw expected('ERR_SHAPE', name, `extents whose product is at most 2^53 - 1`, dims);
+      throw expected('ERR_SHAPE', name, 'dims whose product is at most 2^53 - 1', copy);
     }
   }
-  return dims;
+  return copy as number[];
 }
 
 export function checkType(name: string, type: unknown): DataType {
   if (!dataTypes.includes(type as DataType))
-    throw expected('ERR_TYPE', name, "'float32', 'float16' or 'bfloat16'", type);
+    throw expected('ERR_TYPE', name, "type 'float32', 'float16' or 'bfloat16'", type);
   return type as DataType;
 }
 
-/** A plain object of named options; a name that is none of `known` is a mistake worth telling. */
+/** A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given. */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
 ): Partial<T> {
   if (options === undefined) return {};
-  if (typeof options !== 'object' || options === null || Array.isArray(options)) {
+  // A Map or a Promise has no options in it, which is hardly what was meant.
+  const plain = typeof options === 'object' && options !== null && !isArray(options);
+  if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
+  const copy: Record<string, unknown> = {};
+  let reading = name;
+  try {
+    for (const key in options) {
+      reading = key;
+      const value: unknown = options[key];
+      if (!known.has(key))
+        throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
+      if (value !== undefined) copy[key] = value;
+    }
+    // Accessors of a class do not count in the loop above.
+    const prototype = Object.getPrototypeOf(options);
+    if (prototype !== null && prototype !== Object.prototype) {
+      for (const key of known) {
+        reading = key;
+        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
+        if (value !== undefined) copy[key] = value;
+      }
+    }
+  } catch (error) {
+    throw unreadable(reading, error);
   }
-  for (const key in options) {
-    if (!known.has(key))
-      throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, options[key]);
-  }
-  return options;
+  return copy as Partial<T>;
 }
 
 /** Memory that native code may hold on to: neither shared between threads nor able to shrink under it. */
 export function checkMemory(name: string, array: ArrayBufferView): void {
-  const buffer = array.buffer as ArrayBuffer & { resizable?: boolean };
+  const buffer = view.buffer(array);
   if (types.isSharedArrayBuffer(buffer))
     throw expected('ERR_TYPE', name, 'memory that is not shared', new Text('a SharedArrayBuffer'));
-  if (buffer.resizable === true)
+  if (isResizable(buffer))
     throw expected('ERR_TYPE', name, 'memory of a fixed size', new Text('a resizable ArrayBuffer'));
+}
+
+/** Checks memory against dims: as many elements as they say, where native code may hold on to them. */
+export function checkExtent(name: string, data: ArrayBufferView, dims: readonly number[]): void {
+  checkMemory(name, data);
+  let product = 1;
+  for (const extent of dims) product *= extent;
+  const length = view.length(data);
+  if (length !== product) {
+    const detached = isDetached(data) ? ' (its buffer is detached)' : '';
+    throw expected(
+      'ERR_SHAPE',
+      name,
+      `${product} elements for dims [${dims.join(', ')}]`,
+      new Text(`${length}${detached}`),
+    );
+  }
 }
 
 /** Checks that `data` is of the kind `type` says and holds as many elements as `dims` say. */
@@ -64,22 +104,25 @@ export function checkTensorData(name: string, { data, dims, type }: Tensor): voi
     const kinds = type === 'float16' ? 'a Uint16Array or Float16Array' : 'a Uint16Array';
     throw expected('ERR_TYPE', name, `${kinds} for type '${type}'`, data);
   }
-  let product = 1;
-  for (const extent of dims) product *= extent;
-  if (data.length !== product) {
-    const detached = data.length === 0 ? ' (is its buffer detached?)' : '';
-    throw expected(
-      'ERR_SHAPE',
-      name,
-      `${product} elements for dims [${dims.join(', ')}]`,
-      new Text(`${data.length}${detached}`),
-    );
-  }
-  checkMemory(name, data as ArrayBufferView);
+  checkExtent(name, data as ArrayBufferView, dims);
 }
 
 function isFloat16Array(data: unknown): boolean {
   return typedArrayKind(data) === 'Float16Array';
+}
+
+/** Reads an object's `data`, `dims` and `type`, each once. */
+export function readTensor(name: string, value: unknown): { data: unknown; dims: unknown; type: unknown } {
+  if (typeof value !== 'object' || value === null)
+    throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
+  const tensor = attempt(name, () => {
+    const { data, dims, type } = value as Tensor;
+    return { data, dims, type };
+  });
+  // An array by itself, say; better told than that its dims are missing.
+  if (tensor.dims === undefined && tensor.type === undefined)
+    throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
+  return tensor;
 }
 
 /** A tensor as native code takes it: bfloat16 and float16 as bits. */
@@ -89,20 +132,30 @@ export interface Operand {
   readonly type: DataType;
 }
 
-/** Checks a tensor of a given rank, or of any rank from 2 on. */
-export function checkTensor(name: string, value: unknown, rank?: number): Operand {
-  if (typeof value !== 'object' || value === null)
-    throw expected('ERR_TYPE', name, 'a tensor { data, dims, type }', value);
-  const { data, dims, type } = value as Tensor;
-  const operand = { data, dims: checkDims(name, dims, rank), type: checkType(name, type) };
-  if (rank === undefined && dims.length < 2) throw expected('ERR_SHAPE', name, 'at least 2 dims', dims);
-  checkTensorData(name, operand);
-  return { ...operand, data: asBits(data) };
+/** Checks a tensor of any rank. */
+export function checkAnyTensor(name: string, value: unknown, rank?: number): Tensor {
+  const given = readTensor(name, value);
+  const tensor = {
+    data: given.data as TensorData,
+    dims: checkDims(name, given.dims, rank),
+    type: checkType(name, given.type),
+  };
+  checkTensorData(name, tensor);
+  return tensor;
 }
 
-function asBits(data: TensorData): Float32Array | Uint16Array {
+/** Checks a tensor of a given rank, or of any rank from 2 on. */
+export function checkTensor(name: string, value: unknown, rank?: number): Operand {
+  const tensor = checkAnyTensor(name, value, rank);
+  if (tensor.dims.length < 2) throw expected('ERR_SHAPE', name, 'at least 2 dims', tensor.dims);
+  return { data: asBits(tensor.data), dims: tensor.dims, type: tensor.type };
+}
+
+/** The same memory as native code takes it. */
+export function asBits(data: TensorData): Float32Array | Uint16Array {
   if (!isFloat16Array(data)) return data as Float32Array | Uint16Array;
-  return new Uint16Array(data.buffer as ArrayBuffer, data.byteOffset, data.length);
+  const array = data as unknown as ArrayBufferView;
+  return new Uint16Array(view.buffer(array), view.byteOffset(array), view.length(array));
 }
 
 /** The output of a call: the caller's `out` tensor, checked against what will be written and what will be read. */
@@ -120,8 +173,9 @@ export function checkOut(out: unknown, dims: readonly number[], inputs: readonly
 }
 
 function overlap(a: ArrayBufferView, b: ArrayBufferView): boolean {
-  if (a.buffer !== b.buffer || a.byteLength === 0 || b.byteLength === 0) return false;
-  return a.byteOffset < b.byteOffset + b.byteLength && b.byteOffset < a.byteOffset + a.byteLength;
+  if (view.buffer(a) !== view.buffer(b) || view.byteLength(a) === 0 || view.byteLength(b) === 0) return false;
+  const [startA, startB] = [view.byteOffset(a), view.byteOffset(b)];
+  return startA < startB + view.byteLength(b) && startB < startA + view.byteLength(a);
 }
 
 /** A whole number in [low, high]. */
@@ -155,13 +209,26 @@ export function checkChoice<T extends string>(name: string, value: unknown, choi
   return value as T;
 }
 
+/** A list of so many numbers, plain or in a typed array of one kind; makes a number of each. */
+export function checkNumbers(
+  name: string,
+  list: unknown,
+  isTyped: (value: unknown) => boolean,
+  count: number,
+  what: string,
+  make: (item: unknown, index: number) => number,
+): number[] {
+  const fits = (length: number): boolean => length === count;
+  const numbers = isArray(list) || isTyped(list) ? readList(name, list, fits, make) : undefined;
+  if (numbers === undefined) throw expected('ERR_SHAPE', name, what, list);
+  return numbers;
+}
+
 /** One length a sequence, each in [0, longest]. */
 export function checkLengths(name: string, lengths: unknown, batch: number, longest: number): Int32Array {
-  const list = Array.isArray(lengths) || types.isInt32Array(lengths) ? (lengths as ArrayLike<number>) : undefined;
-  if (list === undefined || list.length !== batch) {
-    throw expected('ERR_SHAPE', name, `${batch} lengths (one a sequence)`, lengths);
-  }
-  const result = new Int32Array(batch);
-  for (let b = 0; b < batch; b++) result[b] = checkInteger(`${name}[${b}]`, list[b], 0, Math.min(longest, 0x7fffffff));
-  return result;
+  const most = Math.min(longest, 0x7fffffff);
+  const check = (length: unknown, b: number): number => checkInteger(`${name}[${b}]`, length, 0, most);
+  return Int32Array.from(
+    checkNumbers(name, lengths, types.isInt32Array, batch, `${batch} lengths (one a sequence)`, check),
+  );
 }

@@ -1,7 +1,8 @@
 import { nothing, runSync } from './call';
-import { checkDims, checkInteger, checkOptions, checkTensorData, checkType } from './check';
-import { expected, guard } from './errors';
+import { asBits, checkAnyTensor, checkDims, checkInteger, checkOptions, checkType } from './check';
+import { guard } from './errors';
 import { addon, typeNumbers } from './native';
+import { view } from './read';
 import { allocate, type DataType, type RandomNormalOptions, type Tensor, type TensorOf } from './tensor';
 
 /**
@@ -15,18 +16,14 @@ import { allocate, type DataType, type RandomNormalOptions, type Tensor, type Te
 export function cast<Type extends DataType>(source: Tensor, type: Type): TensorOf<Type>;
 export function cast(source: Tensor, type: DataType): Tensor {
   return runSync(cast, () => {
-    if (typeof source !== 'object' || source === null) {
-      throw expected('ERR_TYPE', 'source', 'a tensor { data, dims, type }', source);
-    }
-    const { data, dims } = source;
-    const from = checkType('source', source.type);
-    checkTensorData('source', { data, dims: checkDims('source', dims), type: from });
-    const target = allocate([...dims], checkType('type', type));
-    const bits = from === 'float32' ? data : new Uint16Array(data.buffer, data.byteOffset, data.length);
+    const { data, dims, type: from } = checkAnyTensor('source', source);
+    const target = allocate('source', dims, checkType('type', type));
+    const bits = asBits(data);
+    const count = view.length(bits);
     return {
-      op: data.length === 0 ? nothing : addon.convert,
+      op: count === 0 ? nothing : addon.convert,
       operands: [bits, target.data],
-      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], data.length),
+      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], count),
       options: {},
       result: target,
     };
@@ -52,7 +49,7 @@ export function randomNormal(dims: readonly number[], options?: RandomNormalOpti
     const { seed = 0, type = 'float32' } = checkOptions('options', options, randomNormalOptions);
     const uniform = xoshiro128(checkInteger('seed', seed, 0, 2 ** 32 - 1));
     const wanted = checkType('type', type);
-    const result = allocate([...checkDims('dims', dims)], 'float32') as TensorOf<'float32'>;
+    const result = allocate('dims', checkDims('dims', dims), 'float32') as TensorOf<'float32'>;
     const { data } = result;
     for (let i = 0; i < data.length; i += 2) {
       // 1 − u lies in (0, 1], where the logarithm is finite.

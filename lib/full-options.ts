@@ -2,8 +2,9 @@ import { types } from 'node:util';
 
 import type { CallOptions } from './call';
 import { callOptionNames, checkFlag } from './call';
-import { checkDims, checkFinite, checkInteger, checkMemory } from './check';
+import { checkDims, checkExtent, checkFinite, checkInteger, checkNumbers, readTensor } from './check';
 import { expected } from './errors';
+import { isArray, readList } from './read';
 import type { MaskTensor } from './tensor';
 
 /** Axis order of queries, keys, values and outputs: `[batch, heads, length, dim]` or `[batch, length, heads, dim]`. */
@@ -37,7 +38,7 @@ export interface ScoreOptions {
   readonly softcap?: number;
   /**
    * One logit a query head that takes part in the softmax denominator and has no value (attention sinks, arXiv
-   * 2309.17453). `lse` counts it in. Length heads; each below infinity, −∞ is none. Default none.
+   * 2309.17453). `lse` counts it in. Length heads; each below infinity, −∞ is none, NaN and +∞ are refused. Default none.
    */
   readonly sinks?: Float32Array | readonly number[];
 }
@@ -83,19 +84,19 @@ const noMask: CheckedMask = { kind: maskKinds.none, data: null, batchStride: 0, 
 /** Checks a mask against the scores' dims [batch, heads, queries, keys]; strides of broadcast axes are 0. */
 export function checkMask(mask: unknown, scores: readonly [number, number, number, number]): CheckedMask {
   if (mask === undefined) return noMask;
-  if (typeof mask !== 'object' || mask === null)
-    throw expected('ERR_TYPE', 'mask', 'a tensor { data, dims, type }', mask);
-  const { data, dims, type } = mask as MaskTensor;
+  const given = readTensor('mask', mask);
+  const { type } = given;
   if (type !== 'bool' && type !== 'float32') throw expected('ERR_TYPE', 'mask', "type 'bool' or 'float32'", type);
-  if (type === 'bool' ? !types.isUint8Array(data) : !types.isFloat32Array(data)) {
+  if (type === 'bool' ? !types.isUint8Array(given.data) : !types.isFloat32Array(given.data)) {
     throw expected(
       'ERR_TYPE',
       'mask',
       type === 'bool' ? "a Uint8Array for type 'bool'" : "a Float32Array for type 'float32'",
-      data,
+      given.data,
     );
   }
-  checkDims('mask', dims);
+  const data = given.data as Uint8Array | Float32Array;
+  const dims = checkDims('mask', given.dims);
   const missing = 4 - dims.length;
   const shape = `dims that broadcast to [${scores.join(', ')}], the last one ${scores[3]}`;
   if (missing < 0 || missing > 2) throw expected('ERR_SHAPE', 'mask', `${shape} (rank 2 to 4)`, dims);
@@ -105,15 +106,7 @@ export function checkMask(mask: unknown, scores: readonly [number, number, numbe
       throw expected('ERR_SHAPE', 'mask', shape, dims);
   }
   const [batch, heads, queries, keys] = extents as [number, number, number, number];
-  if (data.length !== batch * heads * queries * keys) {
-    throw expected(
-      'ERR_SHAPE',
-      'mask',
-      `${batch * heads * queries * keys} elements for dims [${dims.join(', ')}]`,
-      data.length,
-    );
-  }
-  checkMemory('mask', data);
+  checkExtent('mask', data, dims);
   return {
     kind: maskKinds[type],
     data,
@@ -132,12 +125,11 @@ export function checkReach(
   let left = -1;
   let right = -1;
   if (window !== undefined) {
-    if (!Array.isArray(window) || window.length !== 2)
-      throw expected('ERR_ARGUMENT', 'window', '[left, right]', window);
     const side = (value: unknown, index: number): number =>
       value === Infinity ? -1 : checkInteger(`window[${index}]`, value, 0);
-    left = side(window[0], 0);
-    right = side(window[1], 1);
+    const sides = isArray(window) ? readList('window', window, (length) => length === 2, side) : undefined;
+    if (sides === undefined) throw expected('ERR_ARGUMENT', 'window', '[left, right]', window);
+    [left, right] = sides as [number, number];
   }
   return [left, isCausal ? 0 : right];
 }
@@ -162,16 +154,11 @@ export function checkSoftcap(softcap: unknown): number {
 
 export function checkSinks(sinks: unknown, heads: number): Float32Array | null {
   if (sinks === undefined) return null;
-  const list = Array.isArray(sinks) || types.isFloat32Array(sinks) ? (sinks as ArrayLike<number>) : undefined;
-  if (list === undefined || list.length !== heads)
-    throw expected('ERR_SHAPE', 'sinks', `${heads} numbers (one a query head)`, sinks);
-  const result = new Float32Array(heads);
-  for (let head = 0; head < heads; head++) {
-    const logit = list[head];
-    if (typeof logit !== 'number' || !(Math.fround(logit) < Infinity)) {
+  const check = (logit: unknown, head: number): number => {
+    if (typeof logit !== 'number' || !(Math.fround(logit) < Infinity))
       throw expected('ERR_ARGUMENT', `sinks[${head}]`, 'a float32 below infinity', logit);
-    }
-    result[head] = logit;
-  }
-  return result;
+    return logit;
+  };
+  const what = `${heads} numbers (one a query head)`;
+  return Float32Array.from(checkNumbers('sinks', sinks, types.isFloat32Array, heads, what, check));
 }

@@ -12,6 +12,7 @@ import {
   checkSoftcap,
 } from './full-options';
 import { addon, typeNumbers } from './native';
+import { view } from './read';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
 /** Attention together with the natural logarithm of each row's softmax denominator. */
@@ -26,7 +27,11 @@ export interface AttentionWithLse {
  * Exact attention, softmax(scale·QKᵀ + mask)·V (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1), on a worker thread.
  *
  * Query heads may be a multiple of key/value heads (GQA, MQA), and the value's head size may differ from the key's.
- * A row that may see no key gives zeros, never NaN. NaN and infinities in visible inputs give what IEEE arithmetic gives.
+ * A row that may see no key gives zeros, never NaN. NaN and infinities that a row sees give what IEEE float32 arithmetic
+ * gives: a NaN, or a score of +∞ (also one that overflows, or comes from a mask), makes the row and its `lse` NaN; an
+ * infinite value makes its column infinite. A score of −∞ weighs nothing, but then a value there that is not finite may
+ * show as NaN or not. What masks, causality, windows and lengths hide never shows, whatever it holds.
+ * Tensors lie in memory of a fixed size that is not shared: a SharedArrayBuffer or a resizable buffer is refused.
  * The result is the same, bit for bit, whatever stands beside a sequence in its batch and however many threads run.
  * Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
  *
@@ -99,10 +104,12 @@ function prepare(
   const outDims = rowsBeforeHeads ? [batch, queries, heads, valueDim] : [batch, heads, queries, valueDim];
   const inputs = [query.data, key.data, value.data, mask.data];
   const output =
-    options.out === undefined ? (allocate(outDims, query.type) as Operand) : checkOut(options.out, outDims, inputs);
-  const lse = withLse ? allocate([batch, heads, queries], 'float32') : null;
+    options.out === undefined
+      ? (allocate('out', outDims, query.type) as Operand)
+      : checkOut(options.out, outDims, inputs);
+  const lse = withLse ? allocate('out', [batch, heads, queries], 'float32') : null;
   return {
-    op: output.data.length === 0 ? nothing : addon.full,
+    op: view.length(output.data) === 0 ? nothing : addon.full,
     operands: [
       query.data,
       key.data,

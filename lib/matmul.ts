@@ -2,6 +2,7 @@ import { type Call, type CallOptions, callOptionNames, checkFlag, nothing, runAs
 import { checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { addon, typeNumbers } from './native';
+import { view } from './read';
 import { allocate, type Tensor } from './tensor';
 
 /** Options of {@link matmul}. */
@@ -44,8 +45,10 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
   const batch = batchDims.reduce((product, extent) => product * extent, 1);
   const dims = [...batchDims, m, n];
   const output =
-    options.out === undefined ? (allocate(dims, a.type) as Operand) : checkOut(options.out, dims, [a.data, b.data]);
-  const empty = output.data.length === 0;
+    options.out === undefined
+      ? (allocate('out', dims, a.type) as Operand)
+      : checkOut(options.out, dims, [a.data, b.data]);
+  const empty = view.length(output.data) === 0;
   return {
     op: empty ? nothing : addon.matmul,
     operands: [a.data, b.data, output.data, empty ? null : offsets(batchDims, a, b)],
@@ -83,7 +86,12 @@ function extentAt(dims: readonly number[], axis: number, rank: number): number {
 /** First elements of each batch item's matrices, as pairs (a, b). */
 function offsets(batchDims: readonly number[], a: Operand, b: Operand): Float64Array {
   const batch = batchDims.reduce((product, extent) => product * extent, 1);
-  const result = new Float64Array(2 * batch);
+  let result: Float64Array;
+  try {
+    result = new Float64Array(2 * batch);
+  } catch (cause) {
+    throw expected('ERR_MEMORY', 'out', 'a number of matrices that can be listed', batch, { cause });
+  }
   for (const [column, { dims }] of [a, b].entries()) {
     const lead = dims.slice(0, -2);
     const size = (dims[lead.length] as number) * (dims[lead.length + 1] as number);

@@ -4,6 +4,7 @@ import { expected } from './errors';
 import type { AttentionWithLse } from './full';
 import type { Layout } from './full-options';
 import { addon, typeNumbers } from './native';
+import { attempt, isArray, readList } from './read';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
 /** Options of {@link mergeAttention}. */
@@ -36,18 +37,22 @@ export function mergeAttentionSync(parts: readonly AttentionWithLse[], options?:
   return runSync(mergeAttentionSync, () => prepare(parts, options));
 }
 
+function checkPart(part: unknown, index: number): { readonly output: Operand; readonly lse: Operand } {
+  const name = `parts[${index}]`;
+  if (typeof part !== 'object' || part === null) throw expected('ERR_TYPE', name, '{ output, lse }', part);
+  const { output, lse } = attempt(name, () => {
+    const { output, lse } = part as AttentionWithLse;
+    return { output, lse };
+  });
+  return { output: checkTensor(`${name}.output`, output, 4), lse: checkTensor(`${name}.lse`, lse, 3) };
+}
+
 function prepare(parts: readonly AttentionWithLse[], given: MergeOptions | undefined): Call<AttentionWithLse> {
-  if (!Array.isArray(parts) || parts.length === 0)
-    throw expected('ERR_ARGUMENT', 'parts', 'an array of at least one { output, lse }', parts);
   const options: MergeOptions = checkOptions('options', given, optionNames);
   const rowsBeforeHeads = checkLayout(options.layout);
-  // Array.from, unlike map, visits the holes of a sparse array.
-  const checked = Array.from(parts, (part: unknown, index) => {
-    const name = `parts[${index}]`;
-    if (typeof part !== 'object' || part === null) throw expected('ERR_TYPE', name, '{ output, lse }', part);
-    const { output, lse } = part as AttentionWithLse;
-    return { output: checkTensor(`${name}.output`, output, 4), lse: checkTensor(`${name}.lse`, lse, 3) };
-  });
+  const atLeastOne = (count: number): boolean => count > 0;
+  const checked = isArray(parts) ? readList('parts', parts, atLeastOne, checkPart) : undefined;
+  if (checked === undefined) throw expected('ERR_ARGUMENT', 'parts', 'an array of at least one { output, lse }', parts);
   const { dims, type } = (checked[0] as { output: Operand }).output;
   const [batch, second, third, dim] = dims as [number, number, number, number];
   const [heads, length] = rowsBeforeHeads ? [third, second] : [second, third];
@@ -63,11 +68,13 @@ function prepare(parts: readonly AttentionWithLse[], given: MergeOptions | undef
     if (lse.type !== 'float32') throw expected('ERR_TYPE', `${name}.lse`, "type 'float32'", lse.type);
   }
   const memory = checked.flatMap(({ output, lse }) => [output.data, lse.data]);
-  const output = options.out === undefined ? (allocate(dims, type) as Operand) : checkOut(options.out, dims, memory);
+  const output =
+    options.out === undefined ? (allocate('out', dims, type) as Operand) : checkOut(options.out, dims, memory);
   if (output.type !== type) throw expected('ERR_TYPE', 'out', `type '${type}' as in the parts`, output.type);
-  const lse = allocate(lseDims, 'float32') as TensorOf<'float32'>;
+  const lse = allocate('out', lseDims, 'float32') as TensorOf<'float32'>;
   return {
-    op: output.data.length === 0 ? nothing : addon.merge,
+    // An output without columns still has its lse.
+    op: lse.data.length === 0 ? nothing : addon.merge,
     operands: [output.data, lse.data, ...memory],
     numbers: Float64Array.of(typeNumbers[type], checked.length, batch, heads, length, dim, rowsBeforeHeads ? 1 : 0),
     options,

@@ -123,4 +123,5 @@ function unusable(what: string, cause: unknown): AttentionError {
 }
 
 export const addon: Addon = load();
-export const nativeInfo: NativeInfo = JSON.parse(addon.info()) as NativeInfo;
+/** Frozen: `info()` hands out parts of it. */
+export const nativeInfo: NativeInfo = JSON.parse(addon.info(), (_key, value) => Object.freeze(value)) as NativeInfo;

@@ -41,6 +41,13 @@ export type MaskTensor =
   | { readonly data: Uint8Array; readonly dims: readonly number[]; readonly type: 'bool' }
   | { readonly data: Float32Array; readonly dims: readonly number[]; readonly type: 'float32' };
 
+/** Kinds of arrays a tensor may lie in, and the element types they stand for. */
+const inferredTypes: ReadonlyMap<string | undefined, DataType | 'uint16'> = new Map([
+  ['Float32Array', 'float32'],
+  ['Float16Array', 'float16'],
+  ['Uint16Array', 'uint16'],
+]);
+
 /**
  * Wraps an array as a tensor, without copying.
  *
@@ -59,15 +66,14 @@ export function tensor<Type extends 'float16' | 'bfloat16'>(
 export function tensor(data: TensorData, dims: readonly number[], type?: DataType): Tensor;
 export function tensor(data: TensorData, dims: readonly number[], type?: DataType): Tensor {
   return guard(tensor, () => {
-    const kind = typedArrayKind(data);
-    const inferred = kind === 'Float32Array' ? 'float32' : kind === 'Float16Array' ? 'float16' : undefined;
-    if (type === undefined && inferred === undefined) {
-      throw expected('ERR_TYPE', 'type', 'a type, which only a Float32Array or Float16Array goes without,', type);
-    }
+    const inferred = inferredTypes.get(typedArrayKind(data));
+    if (inferred === undefined) throw expected('ERR_TYPE', 'data', 'a Float32Array, Float16Array or Uint16Array', data);
+    if (type === undefined && inferred === 'uint16')
+      throw expected('ERR_TYPE', 'type', "'float16' or 'bfloat16' beside a Uint16Array", type);
     const result = {
       data,
-      dims: Object.freeze([...checkDims('dims', dims)]),
-      type: checkType('type', type ?? inferred),
+      dims: Object.freeze(checkDims('dims', dims)),
+      type: checkType('type', type === undefined ? inferred : type),
     };
     checkTensorData('data', result);
     return result;
@@ -83,17 +89,17 @@ export function tensor(data: TensorData, dims: readonly number[], type?: DataTyp
  */
 export function zeros<Type extends DataType = 'float32'>(dims: readonly number[], type?: Type): TensorOf<Type>;
 export function zeros(dims: readonly number[], type: DataType = 'float32'): Tensor {
-  return guard(zeros, () => allocate([...checkDims('dims', dims)], checkType('type', type)));
+  return guard(zeros, () => allocate('dims', checkDims('dims', dims), checkType('type', type)));
 }
 
-/** Allocates without checking: dims are known to be valid. */
-export function allocate(dims: readonly number[], type: DataType): Tensor {
+/** Allocates without checking: dims are known to be whole numbers >= 0. `name` is what the error is about. */
+export function allocate(name: string, dims: readonly number[], type: DataType): Tensor {
   let length = 1;
   for (const extent of dims) length *= extent;
   try {
     return { data: type === 'float32' ? new Float32Array(length) : new Uint16Array(length), dims, type };
   } catch (cause) {
-    throw expected('ERR_MEMORY', 'dims', 'a size that can be allocated', dims, { cause });
+    throw expected('ERR_MEMORY', name, 'dims that can be allocated', dims, { cause });
   }
 }
 

@@ -3,7 +3,6 @@ import {
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
-  info,
   mergeAttention,
   mergeAttentionSync,
 } from '../lib';
@@ -124,41 +123,6 @@ describe('isa', () => {
       (isa) => Buffer.compare(bitsOf(attentionSync(q, k, v, { ...options, isa })), bitsOf(wanted)) === 0,
     );
     expect(same).not.toEqual([]);
-  });
-
-  test('a row that this machine cannot run is refused', () => {
-    const missing = info().kernels.filter((row) => row.op === 'full' && row.device === 'cpu' && !row.supported);
-    for (const { isa } of missing) {
-      expect(() => attentionSync(q, k, v, { isa })).toThrow(expect.objectContaining({ name: 'AttentionError' }));
-    }
-    expect(() => attentionSync(q, k, v, { isa: 'abacus' })).toThrow(
-      expect.objectContaining({ name: 'AttentionError', argument: 'isa' }),
-    );
-  });
-});
-
-describe('signal', () => {
-  const large = () => normalInputs({ heads: 8, queries: 2000, keys: 2000, headDim: 64 }, 86);
-
-  test('aborted before the call: the promise is rejected with the reason as cause', async () => {
-    const reason = new Error('changed my mind');
-    const call = attention(q, k, v, { signal: AbortSignal.abort(reason) });
-    await expect(call).rejects.toMatchObject({ name: 'AttentionError', code: 'ERR_ABORTED', cause: reason });
-  });
-
-  test('aborted during the call: it stops', async () => {
-    const controller = new AbortController();
-    const inputs = large();
-    const call = attention(inputs.q, inputs.k, inputs.v, { signal: controller.signal, threads: 1 });
-    setImmediate(() => controller.abort());
-    await expect(call).rejects.toMatchObject({ code: 'ERR_ABORTED' });
-  });
-
-  test('aborted after the call: nothing happens', async () => {
-    const controller = new AbortController();
-    const result = await attention(q, k, v, { signal: controller.signal });
-    controller.abort();
-    expectSameBits(result, attentionSync(q, k, v));
   });
 });
 

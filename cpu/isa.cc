@@ -8,10 +8,14 @@ namespace lowrank_attention {
 
 namespace {
 
-// Clang before 16 does not know the name for __builtin_cpu_supports.
+// Clang before 16 does not know the name for __builtin_cpu_supports. Asked once: in a virtual machine the instruction
+// is answered by its host, which takes microseconds.
 bool haveF16c() {
-  unsigned int a = 0, b = 0, c = 0, d = 0;
-  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  static const bool have = [] {
+    unsigned int a = 0, b = 0, c = 0, d = 0;
+    return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+  }();
+  return have;
 }
 
 }  // namespace

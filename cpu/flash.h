@@ -64,6 +64,18 @@ LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, In
   return {staging, dim};
 }
 
+// Asks for one of `parts` shares of the rows of a later tile, so that it is in L2 when its turn comes.
+LA_INLINE void prefetchRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys, Index part,
+                            Index parts) {
+  constexpr Index kCacheLine = 64;
+  const Index count = keys.end - keys.begin;
+  const char* first = static_cast<const char*>(rowsOnPage(rows, type, head, keys));
+  for (Index j = count * part / parts; j < count * (part + 1) / parts; ++j) {
+    const char* row = first + j * rows.rowStride * elementBytes(type);
+    for (Index i = 0; i < dim * elementBytes(type); i += kCacheLine) __builtin_prefetch(row + i, 0, 2);
+  }
+}
+
 // Whether every element of a tile is finite; looked up at most once a tile, and only when keys are hidden in it.
 class FiniteTile {
  public:
@@ -281,13 +293,21 @@ template <class Shape>
 LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequence, const Panel* panels,
                             Index panelCount, KeyRange keys, const FlashScratch& scratch, const Execution& execution) {
   const Index kvHead = panels[0].kvHead;
+  // Fewer panels have no time for it, and short sequences, whose blocks are small, stay in the caches.
+  constexpr Index kPrefetchingPanels = 4;
   forTiles(keys, kKeyTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
+    const KeyRange next = {tile.end, minimum(tile.end + kKeyTile, keys.end)};
+    const bool prefetching = panelCount >= kPrefetchingPanels && next.begin < next.end;
     const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);
     const TileRows value = tileRows(sequence.value, problem.keyType, kvHead, problem.valueDim, tile, scratch.value);
     FiniteTile finiteValues(value, tile.end - tile.begin, problem.valueDim);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
+      if (prefetching) {
+        prefetchRows(sequence.key, problem.keyType, kvHead, problem.headDim, next, p, panelCount);
+        prefetchRows(sequence.value, problem.keyType, kvHead, problem.valueDim, next, p, panelCount);
+      }
       const KeyRange part = {maximum(tile.begin, panel.seen.begin), minimum(tile.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
       const Index skip = part.begin - tile.begin;

@@ -2,7 +2,7 @@
 // the mathematics and cpu/flash.h for the loop.
 //
 // A unit is a block of query rows of one key/value head, over all keys or over one split of them:
-//   many rows: blocks of up to 128 rows walk over all their keys and write their output.
+//   many rows: blocks of rows walk over all their keys and write their output.
 //   few rows (decode): the keys are cut into splits; every split leaves its partial state (output, max, sum), and a
 //   second pass merges the splits in ascending order. Splits depend on the sequence's own key count alone, so neither
 //   the batch nor the number of threads can change a bit of the result.

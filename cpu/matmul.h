@@ -45,12 +45,18 @@ LA_INLINE void packColumns(const MatmulProblem& problem, const void* b, Index k0
       continue;
     }
     for (Index lane = 0; lane < width; lane += kSquare) {
-      alignas(64) float rows[kSquare][kMatmulDepth] = {};
-      for (Index r = 0; r < minimum(kSquare, count - lane); ++r) {
-        convertRow(problem.typeB, elementAt(b, problem.typeB, (j0 + p + lane + r) * problem.k + k0), DataType::kFloat32,
-                   rows[r], depth);
+      alignas(64) float scratch[kSquare][kMatmulDepth];
+      const float* rows[kSquare];
+      for (Index r = 0; r < kSquare; ++r) {
+        rows[r] = scratch[r];
+        if (lane + r >= count) {
+          __builtin_memset(scratch[r], 0, sizeof scratch[r]);
+        } else {
+          const void* source = elementAt(b, problem.typeB, (j0 + p + lane + r) * problem.k + k0);
+          rows[r] = asFloat32(problem.typeB, source, depth, scratch[r]);
+        }
       }
-      rowsToLanes<kSquare>(rows[0], kMatmulDepth, depth, 1.0f, panel + lane, width);
+      rowsToLanes<kSquare>(rows, depth, 1.0f, panel + lane, width);
     }
   }
 }

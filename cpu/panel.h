@@ -70,7 +70,7 @@ LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& seque
   panel.common = {0, FullProblem::kOpen};
   const float scale = scaleOfQuery(problem);
   for (Index lane = 0; lane < width; lane += kRows) {
-    const Index rows = minimum(kRows, panel.rows - lane);
+    const Index rows = maximum(0, minimum(kRows, panel.rows - lane));
     const void* source[kRows] = {};
     for (Index r = 0; r < rows; ++r) {
       const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane + r);
@@ -80,13 +80,16 @@ LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& seque
       const Index first = head * sequence.query.headStride + query * sequence.query.rowStride;
       source[r] = elementAt(sequence.query.data, problem.queryType, first);
     }
-    float chunk[kRows][kRowChunk] = {};
+    float chunk[kRows][kRowChunk];
+    for (Index r = rows; r < kRows; ++r) __builtin_memset(chunk[r], 0, sizeof chunk[r]);  // missing rows
     for (Index c = 0; c < problem.headDim; c += kRowChunk) {
       const Index count = minimum(kRowChunk, problem.headDim - c);
-      for (Index r = 0; r < rows; ++r) {
-        convertRow(problem.queryType, elementAt(source[r], problem.queryType, c), DataType::kFloat32, chunk[r], count);
+      const float* row[kRows];
+      for (Index r = 0; r < kRows; ++r) {
+        row[r] = r < rows ? asFloat32(problem.queryType, elementAt(source[r], problem.queryType, c), count, chunk[r])
+                          : chunk[r];
       }
-      rowsToLanes<kRows>(chunk[0], kRowChunk, count, scale, panel.query + c * width + lane, width);
+      rowsToLanes<kRows>(row, count, scale, panel.query + c * width + lane, width);
     }
   }
 }
@@ -152,8 +155,14 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
     }
     for (Index c = 0; c < problem.valueDim; c += kRowChunk) {
       const Index count = minimum(kRowChunk, problem.valueDim - c);
+      // Straight to where they belong if that is float32; missing rows go nowhere.
       float chunk[kRows][kRowChunk];
-      lanesToRows<kRows>(panel.output + c * width + lane, width, count, inverse, chunk[0], kRowChunk);
+      float* row[kRows];
+      for (Index r = 0; r < kRows; ++r) {
+        row[r] = r < rows && problem.outputType == DataType::kFloat32 ? static_cast<float*>(target[r]) + c : chunk[r];
+      }
+      lanesToRows<kRows>(panel.output + c * width + lane, width, count, inverse, row);
+      if (problem.outputType == DataType::kFloat32) continue;
       for (Index r = 0; r < rows; ++r) {
         convertRow(DataType::kFloat32, chunk[r], problem.outputType, elementAt(target[r], problem.outputType, c),
                    count);

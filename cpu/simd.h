@@ -148,6 +148,13 @@ LA_INLINE void convertRow(DataType sourceType, const void* source, DataType targ
   }
 }
 
+// `count` elements as float32: where they lie if that is what they are, else converted into `scratch`.
+LA_INLINE const float* asFloat32(DataType type, const void* source, Index count, float* scratch) {
+  if (type == DataType::kFloat32) return static_cast<const float*>(source);
+  convertRow(type, source, DataType::kFloat32, scratch, count);
+  return scratch;
+}
+
 }  // namespace lowrank_attention::HWY_NAMESPACE
 
 #endif  // LOWRANK_ATTENTION_CPU_SIMD_H_

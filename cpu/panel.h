@@ -47,10 +47,32 @@ struct RowPlace {
   Index head;
 };
 
-LA_INLINE RowPlace placeOfRow(const FullProblem& problem, Index kvHead, Index row) {
-  const Index group = problem.heads / problem.kvHeads;
-  return {row / group, kvHead * group + row % group};
-}
+// Walks over the rows of a panel, with one division for all of them. Past the last row it stays there.
+class PanelRows {
+ public:
+  LA_METHOD PanelRows(const FullProblem& problem, const Panel& panel)
+      : group_(problem.heads / problem.kvHeads),
+        firstHead_(panel.kvHead * group_),
+        query_(panel.firstRow / group_),
+        inGroup_(panel.firstRow % group_),
+        left_(panel.rows) {}
+
+  LA_METHOD RowPlace next() {
+    const RowPlace place = {query_, firstHead_ + inGroup_};
+    if (--left_ > 0 && ++inGroup_ == group_) {
+      inGroup_ = 0;
+      ++query_;
+    }
+    return place;
+  }
+
+ private:
+  const Index group_;
+  const Index firstHead_;
+  Index query_;
+  Index inGroup_;
+  Index left_;
+};
 
 LA_INLINE float scaleOfQuery(const FullProblem& problem) {
   return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
@@ -69,11 +91,12 @@ LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& seque
   panel.seen = {FullProblem::kOpen, 0};
   panel.common = {0, FullProblem::kOpen};
   const float scale = scaleOfQuery(problem);
+  PanelRows places(problem, panel);
   for (Index lane = 0; lane < width; lane += kRows) {
     const Index rows = maximum(0, minimum(kRows, panel.rows - lane));
     const void* source[kRows] = {};
     for (Index r = 0; r < rows; ++r) {
-      const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane + r);
+      const auto [query, head] = places.next();
       const KeyRange seen = visibleKeys(problem, sequence, query);
       panel.seen = {minimum(panel.seen.begin, seen.begin), maximum(panel.seen.end, seen.end)};
       panel.common = {maximum(panel.common.begin, seen.begin), minimum(panel.common.end, seen.end)};
@@ -99,11 +122,11 @@ template <class Shape>
 LA_INLINE void initState(const FullProblem& problem, const Panel& panel, bool withSink) {
   constexpr Index width = Shape::kWidth;
   for (Index i = 0; i < problem.valueDim * width; ++i) panel.output[i] = 0;
+  PanelRows places(problem, panel);
   for (Index lane = 0; lane < width; ++lane) {
-    float logit = -kInfinity;
-    if (withSink && problem.sinks != nullptr && lane < panel.rows) {
-      logit = problem.sinks[placeOfRow(problem, panel.kvHead, panel.firstRow + lane).head] * kLog2E;
-    }
+    const Index head = places.next().head;
+    const bool sink = withSink && problem.sinks != nullptr && lane < panel.rows;
+    const float logit = sink ? problem.sinks[head] * kLog2E : -kInfinity;
     panel.rowMax[lane] = logit;
     panel.rowSum[lane] = logit == -kInfinity ? 0.0f : 1.0f;
   }
@@ -138,6 +161,7 @@ template <class Shape>
 LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequence, const Panel& panel) {
   constexpr Index width = Shape::kWidth;
   constexpr Index kRows = kRowBlock<Shape>;
+  PanelRows places(problem, panel);
   for (Index lane = 0; lane < panel.rows; lane += kRows) {
     const Index rows = minimum(kRows, panel.rows - lane);
     void* target[kRows] = {};
@@ -146,7 +170,7 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
       const float sum = panel.rowSum[lane + r];
       inverse[r] = sum == 0 ? 0.0f : 1.0f / sum;
       if (r >= rows) continue;
-      const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + lane + r);
+      const auto [query, head] = places.next();
       const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
       target[r] = elementAt(sequence.output.data, problem.outputType, first);
       if (sequence.lse != nullptr) {

@@ -26,8 +26,9 @@ LA_INLINE void maskScores(const FullProblem& problem, const FullSequence& sequen
   const D d;
   constexpr Index width = Shape::kWidth;
   const Index count = keys.end - keys.begin;
+  PanelRows places(problem, panel);
   for (Index lane = 0; lane < width; ++lane) {
-    const auto [query, head] = placeOfRow(problem, panel.kvHead, panel.firstRow + minimum(lane, panel.rows - 1));
+    const auto [query, head] = places.next();
     const Index first = head * problem.maskHeadStride + query * problem.maskQueryStride + keys.begin;
     if (problem.maskKind == MaskKind::kBool) {
       const std::uint8_t* row = static_cast<const std::uint8_t*>(sequence.mask) + first;
@@ -55,9 +56,9 @@ LA_INLINE void hideScores(const FullProblem& problem, const FullSequence& sequen
   constexpr Index width = Shape::kWidth;
   alignas(64) float begin[width];
   alignas(64) float end[width];
+  PanelRows places(problem, panel);
   for (Index lane = 0; lane < width; ++lane) {
-    const auto place = placeOfRow(problem, panel.kvHead, panel.firstRow + minimum(lane, panel.rows - 1));
-    const KeyRange seen = visibleKeys(problem, sequence, place.query);
+    const KeyRange seen = visibleKeys(problem, sequence, places.next().query);
     begin[lane] = static_cast<float>(minimum(maximum(seen.begin - keys.begin, 0), kKeyTile));
     end[lane] = static_cast<float>(minimum(maximum(seen.end - keys.begin, 0), kKeyTile));
   }

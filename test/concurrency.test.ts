@@ -237,7 +237,7 @@ describe('what a call works on', () => {
   const churn = () => Array.from({ length: 30 }, (_, i) => new Float32Array(2000 + 3000 * i).fill(NaN)).length;
 
   test('inputs and caches that nobody holds any more stay until the call is done', async () => {
-    for (let round = 0; round < 5; round++) {
+    for (let round = 0; round < 3; round++) {
       const shape = { heads: 4, queries: 150, keys: 500, headDim: 32 };
       const wanted: Tensor[] = [];
       // In a function of its own, so that no register or stack slot keeps anything.
@@ -337,7 +337,7 @@ describe('a cache that changes while calls run on it', () => {
   }
 
   test.each(['running', 'waiting'])('%s calls keep the rows they were begun on', async (state) => {
-    for (let round = 0; round < (sanitized ? 2 : 5); round++) {
+    for (let round = 0; round < (sanitized ? 1 : 3); round++) {
       const begun = new Begun();
       const first = fresh();
       first.append(range(0, 3000 + round));
@@ -375,13 +375,13 @@ describe('a cache that changes while calls run on it', () => {
     }
   });
 
-  test.each(sanitized ? [1, 2] : [1, 2, 3, 4, 5, 6])('a random walk (seed %i)', async (seed) => {
+  test.each(sanitized ? [1] : [1, 2, 3, 4])('a random walk (seed %i)', async (seed) => {
     const next = uniform(seed);
     const below = (end: number) => Math.min(end - 1, Math.floor(next() * end));
     const begun = new Begun();
     const caches = [fresh()];
     caches[0].append(range(0, 200));
-    for (let step = 0; step < 150; step++) {
+    for (let step = 0; step < 100; step++) {
       const at = below(caches.length);
       const one = caches[at];
       const calls: readonly (() => void)[] = [
@@ -401,7 +401,7 @@ describe('a cache that changes while calls run on it', () => {
       changes[below(changes.length)]();
       if (below(10) === 0) await nextTurn();
     }
-    expect(await begun.check()).toBeGreaterThan(150);
+    expect(await begun.check()).toBeGreaterThan(100);
     for (const { cache } of caches) cache.dispose();
   });
 

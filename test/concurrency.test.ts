@@ -12,9 +12,11 @@ import {
   info,
   KvCache,
   matmul,
+  matmulSync,
   type Tensor,
   zeros,
 } from '../lib';
+import { addon } from '../lib/native';
 import { normal, normalInputs, uniform } from './data';
 import { expectSameBits } from './full-run';
 import { filledCache, type MixedCall, mixedCalls } from './mixed-calls';
@@ -264,6 +266,30 @@ describe('what a call works on', () => {
       await release();
       const found = await running;
       for (const [i, which] of [0, 0, 1, 1].entries()) expectSameBits(found[i], wanted[which]);
+    }
+  });
+
+  test('the binding itself holds them', async () => {
+    // The library holds the operands of a call as well, so this goes past it.
+    const [m, k, n] = [300, 200, 100];
+    const numbers = Float64Array.of(0, 0, 0, 1, m, n, k, 0);
+    const begin = (seed: number, out: Float32Array): ReturnType<typeof addon.matmul> => {
+      const [a, b] = [normal([m, k], seed), normal([k, n], seed + 1)].map(({ data }) => Float32Array.from(data));
+      return addon.matmul([a, b, out, Float64Array.of(0, 0)], numbers, 1, '', true, null);
+    };
+    const release = occupy();
+    const outs = [1, 2, 3].map(() => new Float32Array(m * n));
+    const running = outs.map((out, seed) => begin(seed, out));
+    for (let i = 0; i < 3; i++) {
+      collect()();
+      churn();
+      await nextTurn();
+    }
+    await release();
+    expect(await Promise.all(running)).toEqual([undefined, undefined, undefined]);
+    for (const [seed, data] of outs.entries()) {
+      const wanted = matmulSync(normal([m, k], seed), normal([k, n], seed + 1));
+      expectSameBits({ data, dims: [m, n], type: 'float32' }, wanted);
     }
   });
 });

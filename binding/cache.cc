@@ -23,7 +23,8 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
 
   // new KvCache(heads, headDim, valueDim, type) or, as a fork, new KvCache(other). What is neither, or a fork of a
   // disposed cache, makes a disposed one.
-  // Throws nothing: an object whose environment is ending could not be unwrapped from a handle that is not made.
+  // No call here may throw: in an environment that is ending the object could not be parted any more from a handle
+  // that was not made, and its finalizer would free that handle again.
   explicit KvCache(const Napi::CallbackInfo& info) : Napi::ObjectWrap<KvCache>(info) {
     napi_type_tag_object(info.Env(), info.This(), &kTag);
     if (const KvCache* other = of(info[0])) {

@@ -23,8 +23,10 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
 
   // new KvCache(heads, headDim, valueDim, type) or, as a fork, new KvCache(other). What is neither, or a fork of a
   // disposed cache, makes a disposed one.
+  // No call here may throw: in an environment that is ending the object could not be parted any more from a handle
+  // that was not made, and its finalizer would free that handle again.
   explicit KvCache(const Napi::CallbackInfo& info) : Napi::ObjectWrap<KvCache>(info) {
-    info.This().As<Napi::Object>().TypeTag(&kTag);
+    napi_type_tag_object(info.Env(), info.This(), &kTag);
     if (const KvCache* other = of(info[0])) {
       if (other->pages_ != nullptr) pages_ = std::make_unique<KvPages>(*other->pages_);
     } else if (const auto shape = shapeOf(info)) {
@@ -40,8 +42,12 @@ class KvCache final : public Napi::ObjectWrap<KvCache> {
 
   // The cache behind a value, or null if it is none of ours. The tag keeps foreign objects from being taken for one.
   static KvCache* of(const Napi::Value& value) {
-    if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&kTag)) return nullptr;
-    return Napi::ObjectWrap<KvCache>::Unwrap(value.As<Napi::Object>());
+    bool tagged = false;
+    void* cache = nullptr;
+    if (!value.IsObject() || napi_check_object_type_tag(value.Env(), value, &kTag, &tagged) != napi_ok || !tagged ||
+        napi_unwrap(value.Env(), value, &cache) != napi_ok)
+      return nullptr;
+    return static_cast<KvCache*>(cache);
   }
 
   // Null once disposed.

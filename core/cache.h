@@ -55,10 +55,8 @@ class KvPages {
  private:
   using Page = std::shared_ptr<std::byte>;
 
-  std::size_t pageBytes() const {
-    return static_cast<std::size_t>(shape_.heads * kPageRows * (shape_.headDim + shape_.valueDim) *
-                                    elementBytes(shape_.type));
-  }
+  // Bytes of memory of a page: those of its rows, and where it is mapped what fills up the system's last page.
+  std::size_t pageBytes() const;
   std::byte* valuesOf(const Page& page) const {
     return page.get() + shape_.heads * kPageRows * shape_.headDim * elementBytes(shape_.type);
   }

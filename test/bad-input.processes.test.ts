@@ -1,6 +1,7 @@
 /** Bad input by the thousand, in processes of their own: a crash or a hang there is a failure here. */
 import { info } from '../lib';
 import { runChild } from './child';
+import type { Growth } from './children/growth';
 
 // Guards against hanging only.
 const seconds = 240;
@@ -23,16 +24,12 @@ test('the binding survives whatever it is called with', () => {
 });
 
 test('calls that fail leave nothing behind', () => {
-  interface Growth {
-    readonly failed: number;
-    readonly rss: number;
-    readonly external: number;
-    readonly heapUsed: number;
-  }
   const MiB = 2 ** 20;
-  const { growth, listeners } = runChild<{ growth: Record<string, Growth>; listeners: number }>('leaks.ts', seconds, [
-    '--expose-gc',
-  ]);
+  const { growth, listeners } = runChild<{ growth: Record<string, Growth & { failed: number }>; listeners: number }>(
+    'leaks.ts',
+    seconds,
+    ['--expose-gc'],
+  );
   expect(listeners).toBe(0);
   // A call that kept its output would have grown the process by 500 MiB, one that kept 1 KiB of objects the heap by 2.
   // A sanitizer keeps what was freed for a while.

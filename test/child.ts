@@ -5,30 +5,58 @@ import path from 'node:path';
 
 const folder = path.join(__dirname, 'children');
 
+/** How a process ended. */
+export interface Ending {
+  readonly status: number | null;
+  readonly signal: string | null;
+  readonly stdout: string;
+  readonly stderr: string;
+  /** What it noted last in its journal. */
+  readonly last: string;
+}
+
 /**
  * Runs a program of children/ in a process of its own, so that a crash is a failure and nothing more.
  *
  * @param seconds after which it is taken to hang
- * @returns what it printed, as JSON
- * @throws Error with its last words when it crashes, hangs or fails
+ * @param args what it finds in process.argv from 3 on
+ * @throws Error when it hangs or cannot be started
  */
-export function runChild<Answer>(file: string, seconds: number, nodeOptions: readonly string[] = []): Answer {
+export function endingOf(
+  file: string,
+  seconds: number,
+  nodeOptions: readonly string[] = [],
+  args: readonly string[] = [],
+): Ending {
   const work = fs.mkdtempSync(path.join(os.tmpdir(), 'child-'));
   const journal = path.join(work, 'journal');
   fs.writeFileSync(journal, '');
   try {
-    const args = ['--require', path.join(folder, 'register.js'), path.join(folder, file), journal];
-    const { status, signal, stdout, stderr, error } = spawnSync(process.execPath, [...nodeOptions, ...args], {
+    const program = ['--require', path.join(folder, 'register.js'), path.join(folder, file), journal, ...args];
+    const { status, signal, stdout, stderr, error } = spawnSync(process.execPath, [...nodeOptions, ...program], {
       encoding: 'utf8',
       timeout: 1000 * seconds,
       killSignal: 'SIGKILL',
     });
-    if (status !== 0) {
-      const end = error?.message ?? (signal === null ? `status ${status}` : signal);
-      throw new Error(`${file} ended with ${end}; last at: ${fs.readFileSync(journal, 'utf8')}\n${stderr}${stdout}`);
-    }
-    return JSON.parse(stdout) as Answer;
+    const last = fs.readFileSync(journal, 'utf8');
+    if (error !== undefined) throw new Error(`${file}: ${error.message}; last at: ${last}\n${stderr}${stdout}`);
+    return { status, signal, stdout, stderr, last };
   } finally {
     fs.rmSync(work, { recursive: true });
   }
+}
+
+/**
+ * Runs a program of children/ that is to end well, see {@link endingOf}.
+ *
+ * @returns what it printed, as JSON
+ * @throws Error with its last words when it crashes, hangs or fails
+ */
+export function runChild<Answer>(...given: Parameters<typeof endingOf>): Answer {
+  const { status, signal, stdout, stderr, last } = endingOf(...given);
+  if (status !== 0) {
+    const end = signal === null ? `status ${status}` : signal;
+    throw new Error(`${given[0]} ended with ${end}; last at: ${last}\n${stderr}${stdout}`);
+  }
+  return JSON.parse(stdout) as Answer;
 }

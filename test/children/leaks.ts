@@ -1,12 +1,11 @@
 /** Thousands of calls that fail, each in its own way: what they leave behind. Needs --expose-gc. */
 import { getEventListeners } from 'node:events';
-import { setTimeout as sleep } from 'node:timers/promises';
 
 import { AttentionError, attendBatch, attention, KvCache, matmul, randomNormal, type Tensor, zeros } from '../../lib';
 import { entries, smallCache } from '../entries';
+import { type Growth, growthOver } from './growth';
 import { journal } from './journal';
 
-const collect = (globalThis as { gc?: () => void }).gc as () => void;
 const { signal } = new AbortController();
 
 // Large enough that one kept a call would be seen: 256 KiB of input, as much output.
@@ -82,33 +81,15 @@ async function fails(name: string, call: () => unknown): Promise<boolean> {
   return false;
 }
 
-async function settled(): Promise<NodeJS.MemoryUsage> {
-  for (let i = 0; i < 4; i++) {
-    // Finalizers of one collection free what the next one finds.
-    collect();
-    await sleep(5);
-  }
-  return process.memoryUsage();
-}
-
 async function main(): Promise<void> {
-  const growth: Record<string, { failed: number; rss: number; external: number; heapUsed: number }> = {};
+  const growth: Record<string, Growth & { failed: number }> = {};
   for (const [name, call] of Object.entries(failures)) {
     journal(name);
-    for (let i = 0; i < 100; i++) await fails(name, call);
-    const before = await settled();
     let failed = 0;
-    for (let i = 0; i < 2000; i++) {
+    const grown = await growthOver(100, 2000, async () => {
       if (await fails(name, call)) failed++;
-      if (i % 400 === 0) collect();
-    }
-    const after = await settled();
-    growth[name] = {
-      failed,
-      rss: after.rss - before.rss,
-      external: after.external - before.external,
-      heapUsed: after.heapUsed - before.heapUsed,
-    };
+    });
+    growth[name] = { failed, ...grown };
   }
   console.log(JSON.stringify({ growth, listeners: getEventListeners(signal, 'abort').length }));
 }

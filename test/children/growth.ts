@@ -1,0 +1,37 @@
+/** What calls leave behind in memory. Needs --expose-gc. */
+import { setTimeout as sleep } from 'node:timers/promises';
+
+/** Bytes by which a process has grown, as process.memoryUsage() counts them. */
+export interface Growth {
+  readonly rss: number;
+  readonly external: number;
+  readonly heapUsed: number;
+}
+
+export const collect = (globalThis as { gc?: () => void }).gc as () => void;
+
+/** Memory in use once all that can be collected has been. */
+export async function settled(): Promise<Growth> {
+  for (let i = 0; i < 4; i++) {
+    // Finalizers of one collection free what the next one finds.
+    collect();
+    await sleep(5);
+  }
+  return process.memoryUsage();
+}
+
+/** By how much the process grows over `count` rounds, after as many as `warm` of them that are not looked at. */
+export async function growthOver(warm: number, count: number, round: () => unknown): Promise<Growth> {
+  for (let i = 0; i < warm; i++) await round();
+  const before = await settled();
+  for (let i = 0; i < count; i++) {
+    await round();
+    if (i % 400 === 0) collect();
+  }
+  const after = await settled();
+  return {
+    rss: after.rss - before.rss,
+    external: after.external - before.external,
+    heapUsed: after.heapUsed - before.heapUsed,
+  };
+}

@@ -1,0 +1,140 @@
+import {
+  attendBatch,
+  attendBatchSync,
+  attention,
+  attentionSync,
+  attentionWithLse,
+  attentionWithLseSync,
+  type CallOptions,
+  type DataType,
+  KvCache,
+  matmul,
+  matmulSync,
+  mergeAttention,
+  mergeAttentionSync,
+  type Tensor,
+  type TensorOf,
+} from '../lib';
+import { type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { once } from './rows';
+
+/** A call of any kind, whose tensors are those of all its outputs. */
+export interface MixedCall {
+  readonly name: string;
+  readonly sync: (options?: CallOptions) => readonly Tensor[];
+  readonly async: (options?: CallOptions) => Promise<readonly Tensor[]>;
+}
+
+/** Of few rows and of many, on one thread and on all, in tiles and in splits. */
+const shapes: readonly Shape[] = [
+  { batch: 2, heads: 4, kvHeads: 2, queries: 130, keys: 190, headDim: 32, valueDim: 24 },
+  { heads: 2, queries: 203, keys: 410, headDim: 64 },
+  { heads: 4, kvHeads: 1, queries: 1, keys: 2500, headDim: 32 },
+  { heads: 3, queries: 4, keys: 1100, headDim: 40 },
+  { batch: 3, heads: 1, queries: 7, keys: 5, headDim: 8 },
+];
+
+type Result = Tensor | readonly Tensor[] | { readonly output: Tensor; readonly lse: Tensor };
+
+function listOf(result: Result): readonly Tensor[] {
+  if ('lse' in result) return [result.output, result.lse];
+  return 'dims' in result ? [result] : result;
+}
+
+function pair(
+  name: string,
+  sync: (options: CallOptions) => Result,
+  async: (options: CallOptions) => Promise<Result>,
+): MixedCall {
+  return {
+    name,
+    sync: (options = {}) => listOf(sync(options)),
+    async: async (options = {}) => listOf(await async(options)),
+  };
+}
+
+function attentionCall(shape: Shape, { q, k, v }: Inputs, causal: boolean): MixedCall {
+  return pair(
+    `attention of ${shape.queries} on ${shape.keys} in ${q.type}${causal ? ', causal' : ''}`,
+    (options) => attentionSync(q, k, v, { causal, ...options }),
+    (options) => attention(q, k, v, { causal, ...options }),
+  );
+}
+
+function lseCall(shape: Shape, { q, k, v }: Inputs): MixedCall {
+  const meaning = { causal: true, softcap: 5, sinks: new Float32Array(shape.heads ?? 1).fill(0.5) };
+  return pair(
+    `attention with lse of ${shape.queries} on ${shape.keys} in ${q.type}`,
+    (options) => attentionWithLseSync(q, k, v, { ...meaning, ...options }),
+    (options) => attentionWithLse(q, k, v, { ...meaning, ...options }),
+  );
+}
+
+function matmulCall(m: number, k: number, n: number, type: DataType): MixedCall {
+  const [a, b] = [normal([2, m, k], m, type), normal([n, k], n)];
+  return pair(
+    `matmul ${m}·${k}·${n} in ${type}`,
+    (options) => matmulSync(a, b, { transposeB: true, ...options }),
+    (options) => matmul(a, b, { transposeB: true, ...options }),
+  );
+}
+
+function mergeCall(type: DataType): MixedCall {
+  const parts = [1, 2, 3].map((seed) => ({
+    output: normal([1, 4, 300, 64], seed, type),
+    lse: normal([1, 4, 300], 10 + seed) as TensorOf<'float32'>,
+  }));
+  return pair(
+    `merge in ${type}`,
+    (options) => mergeAttentionSync(parts, options),
+    (options) => mergeAttention(parts, options),
+  );
+}
+
+/** A cache of random rows, with 2 heads of 32. */
+export function filledCache(length: number, type: DataType = 'float32', seed = length): KvCache {
+  const cache = new KvCache({ heads: 2, headDim: 32, type });
+  cache.append(normal([1, 2, length, 32], seed), normal([1, 2, length, 32], seed + 1));
+  return cache;
+}
+
+function cacheCalls(type: DataType): MixedCall[] {
+  const caches = [1, 130, 1025, 2100].map((length) => filledCache(length, type));
+  const query = (rows: number) => normal([1, 4, rows, 32], rows);
+  const attends = [1, 5, 40].map((rows) => {
+    const [cache, q] = [caches[rows % 4], query(rows)];
+    return pair(
+      `attend of ${rows} on ${cache.length} in ${type}`,
+      (options) => cache.attendSync(q, options),
+      (options) => cache.attend(q, options),
+    );
+  });
+  const one = query(1);
+  const withLse = pair(
+    `attend with lse in ${type}`,
+    (options) => caches[3].attendWithLseSync(one, options),
+    (options) => caches[3].attendWithLse(one, options),
+  );
+  // The same cache may occur more than once.
+  const items = [...caches, caches[2], caches[0]].map((cache, i) => ({ cache, query: query(1 + (i % 2)) }));
+  const batch = pair(
+    `batch of caches in ${type}`,
+    (options) => attendBatchSync(items, options),
+    (options) => attendBatch(items, options),
+  );
+  return [...attends, withLse, batch];
+}
+
+/** Every kind of call that can run on worker threads, in several shapes and types. Caches live as long as the process. */
+export const mixedCalls: () => readonly MixedCall[] = once(() => [
+  ...shapes.flatMap((shape, i) => {
+    const inputs = normalInputs(shape, 10 * i, types[i % types.length]);
+    return [attentionCall(shape, inputs, true), attentionCall(shape, inputs, false), lseCall(shape, inputs)];
+  }),
+  ...types.flatMap((type) => [
+    matmulCall(110, 130, 90, type),
+    matmulCall(3, 200, 5, type),
+    mergeCall(type),
+    ...cacheCalls(type),
+  ]),
+]);

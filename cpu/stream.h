@@ -14,10 +14,13 @@ namespace lowrank_attention::HWY_NAMESPACE {
 template <int kWidth>
 using StreamPanel = PanelShape<hn::CappedTag<float, kWidth>, 1>;
 constexpr Index kStreamRows = 4;
-// Keys of a tile. Short, so that the softmax between its keys and its values, which gives memory nothing to do, is over
-// before the processor's prefetcher has run out of work.
-constexpr Index kStreamTile = 16;
-// 256 bits are enough to keep up with memory, and measured faster than 512 (docs/performance.md).
+// Keys of a tile. Short, so that the softmax between its keys and its values, which gives memory nothing to do, is soon
+// over; of a single row, whose softmax costs most a key, twice as many. While a tile is worked on, the next one is
+// asked for, a row at a time: asked for all at once it would hold up the loads of this one, and left to the processor's
+// own prefetcher it comes too late (docs/performance.md).
+template <int kRows>
+constexpr Index kStreamTile = kRows == 1 ? 32 : 16;
+// 256 bits are enough to keep up with memory, and measured no slower than 512.
 using StreamTag = hn::CappedTag<float, 8>;
 // Head sizes are padded to whole vectors of the widest instruction set, so that the formula is one for all.
 constexpr Index kStreamPad = 16;
@@ -41,30 +44,40 @@ template <DataType kType>
 struct StreamRows {
   const void* data;
   Index rowStride;
+  const void* ahead;  // the rows of the next tile, at the same stride
 
   // The elements of row j from c on.
   LA_METHOD Vec<StreamTag> load(Index j, Index c) const {
     return loadAs(StreamTag(), kType, elementAt(data, kType, j * rowStride + c));
   }
-  LA_METHOD StreamRows from(Index j) const { return {elementAt(data, kType, j * rowStride), rowStride}; }
+  LA_METHOD StreamRows from(Index j) const {
+    return {elementAt(data, kType, j * rowStride), rowStride, elementAt(ahead, kType, j * rowStride)};
+  }
+  // Asks for `count` elements from c on of the next tile's row j.
+  LA_METHOD void fetchAhead(Index j, Index c, Index count) const {
+    const char* row = static_cast<const char*>(elementAt(ahead, kType, j * rowStride + c));
+    for (Index i = 0; i < count * elementBytes(kType); i += 64) __builtin_prefetch(row + i);
+  }
 };
 
 // Whether rows of so many elements can be used where they lie.
 LA_INLINE bool wholeVectors(Index dim) { return dim % kLanes<StreamTag> == 0; }
 
-// Rows of a head: where they lie in type kType, or converted to float32 and padded with zeros.
+// Rows of a head: where they lie in type kType, or converted to float32 and padded with zeros. `next` are at least as
+// many rows.
 template <DataType kType>
 LA_INLINE StreamRows<kType> streamRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys,
-                                       float* staging) {
+                                       KeyRange next, float* staging) {
   const void* source = rowsOnPage(rows, type, head, keys);
-  if (kType == type && wholeVectors(dim)) return {source, rows.rowStride};
+  const void* ahead = rowsOnPage(rows, type, head, next);
+  if (kType == type && wholeVectors(dim)) return {source, rows.rowStride, ahead};
   const Index padded = roundUp(dim, kStreamPad);
   for (Index j = 0; j < keys.end - keys.begin; ++j) {
     float* target = staging + j * padded;
     convertRow(type, elementAt(source, type, j * rows.rowStride), DataType::kFloat32, target, dim);
     for (Index c = dim; c < padded; ++c) target[c] = 0;
   }
-  return {staging, padded};
+  return {staging, padded, staging};
 }
 
 using Four = hn::CappedTag<float, 4>;
@@ -100,6 +113,8 @@ LA_INLINE void streamDots(const StreamRows<kType>& key, const float* query, Inde
   constexpr int kAbreast = kRows > 2 && kKeys > 1 ? 2 : 1;
 #pragma GCC unroll 8
   for (int j0 = 0; j0 < kKeys; j0 += kAbreast) {
+#pragma GCC unroll 2
+    for (int j = 0; j < kAbreast; ++j) key.fetchAhead(j0 + j, 0, dim);
     for (Index c = 0; c < dim; c += kLanes<StreamTag>) {
       Vec<StreamTag> rows[kAbreast];
 #pragma GCC unroll 2
@@ -137,10 +152,11 @@ LA_INLINE void streamScores(const StreamRows<kType>& key, Index count, const flo
   }
 }
 
-// sum[r][c0 …] += Σ_j weights[j][r] · value row j, for kVecs vectors of the value.
+// sum[r][c0 …] += Σ_j weights[j][r] · value row j, for kVecs vectors of the value; `fetching` is whether to ask for
+// those of the next tile meanwhile.
 template <int kRows, int kVecs, DataType kType>
 LA_INLINE void streamValues(const StreamRows<kType>& value, Index count, const float* weights, Index weightStride,
-                            Index c0, float* sum, Index sumStride) {
+                            Index c0, float* sum, Index sumStride, bool fetching) {
   const StreamTag d;
   constexpr Index n = kLanes<StreamTag>;
   Vec<StreamTag> total[kRows][kVecs];
@@ -150,6 +166,7 @@ LA_INLINE void streamValues(const StreamRows<kType>& value, Index count, const f
     for (int v = 0; v < kVecs; ++v) total[r][v] = hn::Load(d, sum + r * sumStride + c0 + v * n);
   }
   for (Index j = 0; j < count; ++j) {
+    if (fetching) value.fetchAhead(j, c0, kVecs * n);
     Vec<StreamTag> column[kVecs];
 #pragma GCC unroll 8
     for (int v = 0; v < kVecs; ++v) column[v] = value.load(j, c0 + v * n);
@@ -211,12 +228,12 @@ LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequen
       const float* weights = scratch.scores + r;
       Index c = 0;
       for (; c + 8 * n <= valueDim; c += 8 * n) {
-        streamValues<kPass, 8>(value, count, weights, width, c, sum, sumStride);
+        streamValues<kPass, 8>(value, count, weights, width, c, sum, sumStride, r == 0);
       }
       for (; c + 4 * n <= valueDim; c += 4 * n) {
-        streamValues<kPass, 4>(value, count, weights, width, c, sum, sumStride);
+        streamValues<kPass, 4>(value, count, weights, width, c, sum, sumStride, r == 0);
       }
-      for (; c < valueDim; c += n) streamValues<kPass, 1>(value, count, weights, width, c, sum, sumStride);
+      for (; c < valueDim; c += n) streamValues<kPass, 1>(value, count, weights, width, c, sum, sumStride, r == 0);
     };
     if (kRest != 0 && r + kAbreast > kRows) {
       pass(Constant < kRest == 0 ? kAbreast : kRest > ());
@@ -229,11 +246,15 @@ LA_INLINE void streamTile(const FullProblem& problem, const FullSequence& sequen
 template <class Shape, int kRows, DataType kType>
 LA_INLINE void streamTiles(const FullProblem& problem, const FullSequence& sequence, const Panel& panel, KeyRange keys,
                            const FlashScratch& scratch, const StreamScratch& stream, const Execution& execution) {
-  forTiles(keys, kStreamTile, [&](KeyRange tile) {
+  constexpr Index kTile = kStreamTile<kRows>;
+  forTiles(keys, kTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
-    const auto key = streamRows<kType>(sequence.key, problem.keyType, panel.kvHead, problem.headDim, tile, scratch.key);
+    // Where no whole tile follows, this one again, which is there already.
+    const KeyRange next = tile.end + kTile <= keys.end ? KeyRange{tile.end, tile.end + kTile} : tile;
+    const auto key =
+        streamRows<kType>(sequence.key, problem.keyType, panel.kvHead, problem.headDim, tile, next, scratch.key);
     const auto value =
-        streamRows<kType>(sequence.value, problem.keyType, panel.kvHead, problem.valueDim, tile, scratch.value);
+        streamRows<kType>(sequence.value, problem.keyType, panel.kvHead, problem.valueDim, tile, next, scratch.value);
     streamTile<Shape, kRows>(problem, sequence, panel, tile, key, value, scratch, stream);
     return true;
   });

@@ -23,9 +23,11 @@ export interface Summary {
 
 /**
  * A runtime's threads may go on spinning for a while after a call and would slow whatever runs next on the same cores.
- * So each turn starts with a rest, and with one untimed call that wakes the contender's own threads again.
+ * So each turn starts with a rest, and with untimed calls until the contender's own threads are awake and have cores: a
+ * system that packs sleeping threads on few cores takes tens of milliseconds to spread them.
  */
 const restMs = 40;
+const wakingMs = 40;
 
 /** A timed turn lasts at least this long: single calls of microseconds would measure the clock. */
 const shortestTurnMs = 4;
@@ -45,7 +47,7 @@ export async function interleave(
     await time(turn, 1);
     const ms = await time(turn, 1);
     calls.push(Math.min(5000, Math.max(1, Math.ceil(shortestTurnMs / ms))));
-    roundMs += restMs + 2 * Math.max(ms, shortestTurnMs);
+    roundMs += restMs + wakingMs + 2 * Math.max(ms, shortestTurnMs);
   }
   const affordable = Math.min(rounds, Math.max(3, Math.floor(budgetMs / roundMs)));
   const ms = turns.map(() => new Array<number>(affordable));
@@ -55,7 +57,7 @@ export async function interleave(
       const index = (round + i) % turns.length;
       const turn = turns[index] as Turn;
       await sleep(restMs);
-      await time(turn, 1);
+      for (const start = performance.now(); performance.now() - start < wakingMs; ) await time(turn, 1);
       (ms[index] as number[])[round] = await time(turn, calls[index] as number);
     }
     onRound();

@@ -67,12 +67,10 @@ LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, In
 // Asks for one of `parts` shares of the rows of a later tile, so that it is in L2 when its turn comes.
 LA_INLINE void prefetchRows(const PagedRows& rows, DataType type, Index head, Index dim, KeyRange keys, Index part,
                             Index parts) {
-  constexpr Index kCacheLine = 64;
   const Index count = keys.end - keys.begin;
-  const char* first = static_cast<const char*>(rowsOnPage(rows, type, head, keys));
+  const void* first = rowsOnPage(rows, type, head, keys);
   for (Index j = count * part / parts; j < count * (part + 1) / parts; ++j) {
-    const char* row = first + j * rows.rowStride * elementBytes(type);
-    for (Index i = 0; i < dim * elementBytes(type); i += kCacheLine) __builtin_prefetch(row + i, 0, 2);
+    prefetch<2>(elementAt(first, type, j * rows.rowStride), dim * elementBytes(type));
   }
 }
 

@@ -155,6 +155,14 @@ LA_INLINE const float* asFloat32(DataType type, const void* source, Index count,
   return scratch;
 }
 
+// Asks for memory that will be read soon: to be brought to L1 (kLocality 3) or L2 (2).
+template <int kLocality>
+LA_INLINE void prefetch(const void* memory, Index bytes) {
+  constexpr Index kCacheLine = 64;
+  const char* line = static_cast<const char*>(memory);
+  for (Index i = 0; i < bytes; i += kCacheLine) __builtin_prefetch(line + i, 0, kLocality);
+}
+
 }  // namespace lowrank_attention::HWY_NAMESPACE
 
 #endif  // LOWRANK_ATTENTION_CPU_SIMD_H_

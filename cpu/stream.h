@@ -55,8 +55,7 @@ struct StreamRows {
   }
   // Asks for `count` elements from c on of the next tile's row j.
   LA_METHOD void fetchAhead(Index j, Index c, Index count) const {
-    const char* row = static_cast<const char*>(elementAt(ahead, kType, j * rowStride + c));
-    for (Index i = 0; i < count * elementBytes(kType); i += 64) __builtin_prefetch(row + i);
+    prefetch<3>(elementAt(ahead, kType, j * rowStride + c), count * elementBytes(kType));
   }
 };
 

@@ -7,7 +7,7 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-const root = path.resolve(__dirname, '..');
+import { filesOf, read, root } from './files';
 
 let work: string;
 beforeAll(() => {
@@ -119,15 +119,8 @@ test('an argument it does not know is refused', () => {
 });
 
 test('nothing but npm and Debian packages is fetched, by any script or by CMake', () => {
-  const files = [
-    'CMakeLists.txt',
-    '.ci/run',
-    ...fs
-      .readdirSync(path.join(root, 'scripts'), { recursive: true, withFileTypes: true })
-      .filter((entry) => entry.isFile())
-      .map((entry) => path.join(entry.parentPath, entry.name)),
-  ];
+  const files = ['CMakeLists.txt', '.ci/run', ...filesOf('scripts')];
   const fetching = /\b(curl|wget|FetchContent|ExternalProject|file\(DOWNLOAD|git clone|fetch\(|npx --yes|pip)\b/;
-  const found = files.filter((file) => fetching.test(fs.readFileSync(path.resolve(root, file), 'utf8')));
+  const found = files.filter((file) => fetching.test(read(file)));
   expect(found).toEqual([]);
 });

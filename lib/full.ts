@@ -1,6 +1,5 @@
 import { type Call, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
-import { expected } from './errors';
+import { checkLengths, checkOptions, checkOut, type Operand } from './check';
 import {
   type AttentionOptions,
   attentionOptionNames,
@@ -12,6 +11,7 @@ import {
   checkSoftcap,
 } from './full-options';
 import { addon, typeNumbers } from './native';
+import { checkQkv, outputDims } from './qkv';
 import { view } from './read';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
@@ -72,36 +72,13 @@ function prepare(
   given: AttentionOptions | undefined,
   withLse: boolean,
 ): Call<AttentionWithLse> {
-  const query = checkTensor('q', q, 4);
-  const key = checkTensor('k', k, 4);
-  const value = checkTensor('v', v, 4);
   const options: AttentionOptions = checkOptions('options', given, attentionOptionNames);
-  const rowsBeforeHeads = checkLayout(options.layout);
-  const [headAxis, rowAxis] = rowsBeforeHeads ? [2, 1] : [1, 2];
-  const extent = (operand: Operand, axis: number): number => operand.dims[axis] as number;
-
-  const batch = extent(query, 0);
-  const heads = extent(query, headAxis);
-  const queries = extent(query, rowAxis);
-  const headDim = extent(query, 3);
-  const kvHeads = extent(key, headAxis);
-  const keys = extent(key, rowAxis);
-  const valueDim = extent(value, 3);
-  if (heads === 0 || headDim === 0) throw expected('ERR_SHAPE', 'q', 'at least one head of size >= 1', query.dims);
-  if (valueDim === 0) throw expected('ERR_SHAPE', 'v', 'a head size >= 1', value.dims);
-  if (extent(key, 0) !== batch) throw expected('ERR_SHAPE', 'k', `batch ${batch} as in \`q\``, key.dims);
-  if (extent(key, 3) !== headDim) throw expected('ERR_SHAPE', 'k', `head size ${headDim} as in \`q\``, key.dims);
-  if (kvHeads === 0 || heads % kvHeads !== 0) {
-    throw expected('ERR_SHAPE', 'k', `a number of heads that divides the ${heads} of \`q\``, key.dims);
-  }
-  if (extent(value, 0) !== batch || extent(value, headAxis) !== kvHeads || extent(value, rowAxis) !== keys) {
-    throw expected('ERR_SHAPE', 'v', `batch ${batch}, ${kvHeads} heads and ${keys} rows as in \`k\``, value.dims);
-  }
-  if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
+  const qkv = checkQkv(q, k, v, checkLayout(options.layout));
+  const { query, key, value, batch, heads, kvHeads, queries, keys, headDim, valueDim, rowsBeforeHeads } = qkv;
 
   const [left, right] = checkReach(options, false);
   const mask = checkMask(options.mask, [batch, heads, queries, keys]);
-  const outDims = rowsBeforeHeads ? [batch, queries, heads, valueDim] : [batch, heads, queries, valueDim];
+  const outDims = outputDims(qkv);
   const inputs = [query.data, key.data, value.data, mask.data];
   const output =
     options.out === undefined

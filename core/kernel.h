@@ -10,6 +10,7 @@ namespace lowrank_attention {
 
 struct ConvertProblem;
 struct FullProblem;
+struct LinalgProblem;
 struct LinformerProblem;
 struct MatmulProblem;
 struct MergeProblem;
@@ -30,6 +31,7 @@ struct KernelSet {
   bool (*available)();
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
+  Kernel<LinalgProblem> linalg;
   Kernel<LinformerProblem> linformer;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;

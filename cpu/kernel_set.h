@@ -5,6 +5,7 @@
 #include "core/kernel.h"
 #include "cpu/convert.h"
 #include "cpu/full.h"
+#include "cpu/linalg.h"
 #include "cpu/linformer.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
@@ -17,6 +18,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           available,
           {convertWorkspaceBytes, runConvert},
           {fullWorkspaceBytes, runFull},
+          {linalgWorkspaceBytes, runLinalg},
           {linformerWorkspaceBytes, runLinformer},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},

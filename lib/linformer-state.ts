@@ -181,22 +181,22 @@ export class LinformerState {
    * Attention of queries over everything summed, on a worker thread: softmax(scale·Q K′ᵀ)·V′ over all `projected` rows.
    * With nothing appended the output is zero.
    *
-   * @param query `[batch, heads, queries, headDim]`, heads a multiple of the state's
-   * @returns `[batch, heads, queries, valueDim]` of query's type
+   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of q's type
    * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
    */
-  async attend(query: Tensor, options?: LinformerAttendOptions): Promise<Tensor> {
+  async attend(q: Tensor, options?: LinformerAttendOptions): Promise<Tensor> {
     return await runAsync(LinformerState.prototype.attend, () => {
       memoryOf(this);
-      return this.#prepareAttend(query, options);
+      return this.#prepareAttend(q, options);
     });
   }
 
   /** {@link attend} on the calling thread. */
-  attendSync(query: Tensor, options?: LinformerAttendOptions): Tensor {
+  attendSync(q: Tensor, options?: LinformerAttendOptions): Tensor {
     return runSync(LinformerState.prototype.attendSync, () => {
       memoryOf(this);
-      return this.#prepareAttend(query, options);
+      return this.#prepareAttend(q, options);
     });
   }
 
@@ -270,19 +270,19 @@ export class LinformerState {
     };
   }
 
-  #prepareAttend(query: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
+  #prepareAttend(q: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
     const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerUnsupported);
     const rowsBeforeHeads = checkLayout(options.layout);
-    const operand = checkTensor('query', query, 4);
-    const { dims } = operand;
+    const query = checkTensor('q', q, 4);
+    const { dims } = query;
     const [heads, queries] = (rowsBeforeHeads ? [dims[2], dims[1]] : [dims[1], dims[2]]) as [number, number];
     if (dims[0] !== this.batch || heads === 0 || heads % this.heads !== 0 || dims[3] !== this.headDim) {
       const axes = rowsBeforeHeads ? 'queries, heads' : 'heads, queries';
       const what = `dims [${this.batch}, ${axes}, ${this.headDim}] with heads a multiple of the state's ${this.heads}`;
-      throw expected('ERR_SHAPE', 'query', what, dims);
+      throw expected('ERR_SHAPE', 'q', what, dims);
     }
     const scale = checkScale(options.scale, this.headDim);
-    const qkv = this.#qkv({ query: operand, heads, queries, rowsBeforeHeads });
+    const qkv = this.#qkv({ query, heads, queries, rowsBeforeHeads });
     const output = outputOf(qkv, options.out);
     const memory = memoryOf(this);
     const reading: NativeOp = (...args) => {

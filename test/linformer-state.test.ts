@@ -189,10 +189,12 @@ test('a fork goes its own way', () => {
 describe('calls in flight see the state as it was', () => {
   test('while it grows', async () => {
     using state = filledState(40);
-    const before = state.attendSync(inputs.q);
-    const calls = Array.from({ length: 6 }, () => state.attend(inputs.q));
+    // Long calls, so that the last of them begin when the state has grown.
+    const { q } = normalInputs({ heads: 4, queries: 6000, keys: 1, headDim }, 10);
+    const before = state.attendSync(q);
+    const calls = Array.from({ length: 8 }, () => state.attend(q));
     appendTo(state, inputs, 40, 60, 1);
-    const later = Array.from({ length: 6 }, () => state.attend(inputs.q));
+    const later = Array.from({ length: 2 }, () => state.attend(inputs.q));
     appendTo(state, inputs, 60, longest, 5);
     for (const call of calls) expectSameBits(await call, before);
     for (const call of later) compare(await call, expectPrefix(60));

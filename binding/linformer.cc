@@ -68,13 +68,11 @@ Napi::Value linformer(const Napi::CallbackInfo& info) {
   problem.valueProjection =
       valueProjection.present ? projection(valueProjection, "valueProjection") : problem.keyProjection;
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
-  problem.keyMask = operands.optional<std::uint8_t>(LinformerOperands::kKeyMask, "keyMask", napi_uint8_array,
-                                                    qkv.batch * qkv.keys);
+  problem.keyMask =
+      operands.optional<std::uint8_t>(LinformerOperands::kKeyMask, "keyMask", napi_uint8_array, qkv.batch * qkv.keys);
   const Index stateDoubles = linformerStateDoubles(problem);
-  problem.stateIn =
-      operands.optional<double>(LinformerOperands::kStateIn, "state", napi_float64_array, stateDoubles);
-  problem.stateOut =
-      operands.optional<double>(LinformerOperands::kStateOut, "state", napi_float64_array, stateDoubles);
+  problem.stateIn = operands.optional<double>(LinformerOperands::kStateIn, "state", napi_float64_array, stateDoubles);
+  problem.stateOut = operands.optional<double>(LinformerOperands::kStateOut, "state", napi_float64_array, stateDoubles);
   // Nothing is wanted, or nothing that exists bounds the extents.
   if (!operands.ok() || (qkv.queries == 0 && problem.stateOut == nullptr))
     return statusValue(info.Env(), operands.status());

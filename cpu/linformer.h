@@ -236,8 +236,7 @@ static void projectRange(const LinformerProblem& problem, const LinformerPlan& p
     const Index column = problem.firstColumn + keys.begin;
     const Index first = unit.matrix * unit.side.projection.headStride + unit.firstRow * problem.maxLength + column;
     for (Index r = 0; r < unit.rows; ++r) {
-      const void* source =
-          elementAt(unit.side.projection.data, problem.projectionType, first + r * problem.maxLength);
+      const void* source = elementAt(unit.side.projection.data, problem.projectionType, first + r * problem.maxLength);
       convertRow(problem.projectionType, source, DataType::kFloat32, block + r * kProjectDepth, depth);
     }
     stageKeys(problem, plan, unit, keys, row, panels);
@@ -324,7 +323,8 @@ static void runLinformer(const LinformerProblem& problem, const Execution& execu
   const Index itemRows = qkv.kvHeads * problem.projected;
   for (Index item = 0; item < qkv.batch; ++item) {
     problem.pages[2 * item] = space.projected + item * itemRows * qkv.headDim;
-    problem.pages[2 * item + 1] = space.projected + heads * problem.projected * qkv.headDim + item * itemRows * qkv.valueDim;
+    problem.pages[2 * item + 1] =
+        space.projected + heads * problem.projected * qkv.headDim + item * itemRows * qkv.valueDim;
   }
   Execution attention = execution;
   attention.workspace = space.attention;

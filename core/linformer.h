@@ -59,7 +59,10 @@ LA_INLINE Qkv projectedQkv(const Qkv& given, Index projected) {
 }
 
 LA_INLINE FullProblem projectedProblem(const LinformerProblem& problem) {
-  return fullProblemOf(projectedQkv(problem.qkv, problem.projected), problem.scale, problem.sequences);
+  FullProblem full = fullProblemOf(projectedQkv(problem.qkv, problem.projected));
+  full.scale = problem.scale;
+  full.sequences = problem.sequences;
+  return full;
 }
 
 LA_INLINE Index linformerStateDoubles(const LinformerProblem& problem) {

@@ -13,6 +13,7 @@ struct FullProblem;
 struct LinalgProblem;
 struct MatmulProblem;
 struct MergeProblem;
+struct NystromProblem;
 struct ReadProblem;
 
 template <class Problem>
@@ -33,6 +34,7 @@ struct KernelSet {
   Kernel<LinalgProblem> linalg;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
+  Kernel<NystromProblem> nystrom;
   Kernel<ReadProblem> read;
 };
 

@@ -8,6 +8,7 @@
 #include "cpu/linalg.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
+#include "cpu/nystrom.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -20,6 +21,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linalgWorkspaceBytes, runLinalg},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
+          {nystromWorkspaceBytes, runNystrom},
           {readWorkspaceBytes, runRead}};
 }
 

@@ -34,11 +34,16 @@ export function checkType(name: string, type: unknown): DataType {
   return type as DataType;
 }
 
-/** A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given. */
+/**
+ * A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given.
+ *
+ * @param refused options of other methods that this one cannot have: what it has instead, and why
+ */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
+  refused: Readonly<Record<string, string>> = {},
 ): Partial<T> {
   if (options === undefined) return {};
   // A Map or a Promise has no options in it, which is hardly what was meant.
@@ -51,6 +56,10 @@ export function checkOptions<T extends object>(
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
+      if (Object.hasOwn(refused, key)) {
+        if (value === undefined) continue;
+        throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
+      }
       if (!known.has(key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
       if (value !== undefined) copy[key] = value;
@@ -222,6 +231,18 @@ export function checkNumbers(
   const numbers = isArray(list) || isTyped(list) ? readList(name, list, fits, make) : undefined;
   if (numbers === undefined) throw expected('ERR_SHAPE', name, what, list);
   return numbers;
+}
+
+/** A mask of exactly these dims. */
+export function checkBoolTensor(name: string, value: unknown, dims: readonly number[]): Uint8Array {
+  const given = readTensor(name, value);
+  if (given.type !== 'bool') throw expected('ERR_TYPE', name, "type 'bool'", given.type);
+  if (!types.isUint8Array(given.data)) throw expected('ERR_TYPE', name, "a Uint8Array for type 'bool'", given.data);
+  const found = checkDims(name, given.dims);
+  if (found.length !== dims.length || found.some((extent, axis) => extent !== dims[axis]))
+    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, found);
+  checkExtent(name, given.data, dims);
+  return given.data;
 }
 
 /** One length a sequence, each in [0, longest]. */

@@ -15,7 +15,9 @@ export { type DeviceInfo, devices, type Info, info } from './info';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
+export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export {
+  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
   type MaskTensor,

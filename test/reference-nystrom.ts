@@ -29,8 +29,9 @@ const exactly: Round = (value) => value;
  * F·Z·B·V + depthwise convolution of V, by the formulas of the paper, one head after the other. In float64, or with
  * every step rounded: to float32 that is the naive form, whose error is what plain arithmetic costs on the given data.
  *
- * The scale of a value is Σ |F| |Z| |B| |v| + Σ |filter| |v| over all its terms: they cancel, since Z has large entries
- * of both signs.
+ * The scale of a value is F·√(Z²·(B·|V|)²) + Σ |filter| |v|, squares and root element by element. Each row of B·V is off
+ * by its own rounding errors, in units of B·|V|, and large entries of Z of both signs multiply them; being independent,
+ * they add up like the root of their squares. Σ |Z|·(B·|V|), as if none cancelled, would be some eight times as large.
  */
 export function referenceNystrom(
   q: Tensor,
@@ -83,7 +84,8 @@ export function referenceNystrom(
       const fromKeys = weigh(query, keyMarks);
       const liveValues = value.map((row, j) => (keyLives(j) ? row : new Float64Array(p.valueDim)));
       const gathered = product(inverse, product(toKeys, liveValues, round), round);
-      const sizes = product(absolute(inverse), product(toKeys, absolute(liveValues), exactly), exactly);
+      const sums = square(product(toKeys, absolute(liveValues), exactly));
+      const sizes = product(square(inverse), sums, exactly).map((row) => row.map(Math.sqrt));
 
       for (let i = 0; i < p.queries; i++) {
         if (!queryLives(i)) continue;
@@ -170,6 +172,7 @@ function product(a: Matrix, b: Matrix, round: Round): Matrix {
   });
 }
 
+const square = (matrix: Matrix): Matrix => matrix.map((row) => row.map((x) => x * x));
 const absolute = (matrix: Matrix): Matrix => matrix.map((row) => row.map(Math.abs));
 
 function inverseOf(a: Matrix, options: NystromMeaning, round: Round): Matrix {

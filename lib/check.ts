@@ -51,26 +51,26 @@ export function checkOptions<T extends object>(
   if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
   const copy: Record<string, unknown> = {};
+  const take = (key: string, value: unknown): void => {
+    if (value === undefined) return;
+    if (Object.hasOwn(refused, key)) throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
+    copy[key] = value;
+  };
   let reading = name;
   try {
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
-      if (Object.hasOwn(refused, key)) {
-        if (value === undefined) continue;
-        throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
-      }
-      if (!known.has(key))
+      if (!known.has(key) && !Object.hasOwn(refused, key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
-      if (value !== undefined) copy[key] = value;
+      take(key, value);
     }
     // Accessors of a class do not count in the loop above.
     const prototype = Object.getPrototypeOf(options);
     if (prototype !== null && prototype !== Object.prototype) {
-      for (const key of known) {
+      for (const key of [...known, ...Object.keys(refused)]) {
         reading = key;
-        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
-        if (value !== undefined) copy[key] = value;
+        if (!Object.hasOwn(copy, key)) take(key, options[key as keyof T]);
       }
     }
   } catch (error) {

@@ -35,8 +35,8 @@ export interface NystromOptions extends CallOptions {
   readonly pinv?: 'iterative' | 'svd';
   /**
    * Steps of the iteration, 1 to 100. After six, singular values above about 3 % of the largest are inverted and smaller
-   * ones are damped, which is what keeps the result near exact attention: of more steps it gets worse where the matrix is
-   * ill-conditioned, and after some forty float32 is overrun. Default 6.
+   * ones are damped, which is what keeps the result near exact attention: more steps make it worse where the matrix is
+   * ill-conditioned, as far off as its exact inverse in the end. Default 6.
    */
   readonly iterations?: number;
   /**

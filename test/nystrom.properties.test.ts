@@ -127,12 +127,10 @@ test('the iteration starts from the norms of its own matrix', () => {
     const factor = name === 'v' ? 1 : 6;
     return filled([2, ...dims.slice(1)], 'float32', (i) => data[i % data.length] * (i < data.length ? 1 : factor));
   });
-  for (const [pair, alone] of [
-    [nystromAttentionSync(q, k, v, { landmarks: 12 }), nystromAttentionSync(calm.q, calm.k, calm.v, { landmarks: 12 })],
-  ]) {
-    expectSameBits(slice(pair, 0, 0, 1), alone);
-    expect(distance(slice(pair, 0, 1, 2), toFloat64(alone))).toBeGreaterThan(0.1);
-  }
+  const pair = nystromAttentionSync(q, k, v, { landmarks: 12 });
+  const alone = nystromAttentionSync(calm.q, calm.k, calm.v, { landmarks: 12 });
+  expectSameBits(slice(pair, 0, 0, 1), alone);
+  expect(distance(slice(pair, 0, 1, 2), toFloat64(alone))).toBeGreaterThan(0.1);
 });
 
 describe('exact where nothing is approximated', () => {

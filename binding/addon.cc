@@ -26,6 +26,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<linalg>(exports, "linalg");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
+  define<nystrom>(exports, "nystrom");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
   define<linformer>(exports, "linformer");

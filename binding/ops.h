@@ -14,6 +14,7 @@ Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
+Napi::Value nystrom(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);
 
 // The class of cache handles.

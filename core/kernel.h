@@ -14,6 +14,7 @@ struct LinalgProblem;
 struct LinformerProblem;
 struct MatmulProblem;
 struct MergeProblem;
+struct NystromProblem;
 struct ReadProblem;
 
 template <class Problem>
@@ -35,6 +36,7 @@ struct KernelSet {
   Kernel<LinformerProblem> linformer;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
+  Kernel<NystromProblem> nystrom;
   Kernel<ReadProblem> read;
 };
 

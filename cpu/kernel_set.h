@@ -9,6 +9,7 @@
 #include "cpu/linformer.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
+#include "cpu/nystrom.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -22,6 +23,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linformerWorkspaceBytes, runLinformer},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
+          {nystromWorkspaceBytes, runNystrom},
           {readWorkspaceBytes, runRead}};
 }
 

@@ -17,6 +17,21 @@ LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count)
   }
 }
 
+// Whether the mask is the same for all rows of the sequence, as one over its keys is.
+LA_INLINE bool maskOfKeys(const FullProblem& problem) {
+  return problem.maskKind != MaskKind::kNone && problem.maskHeadStride == 0 && problem.maskQueryStride == 0;
+}
+
+// Whether such a mask hides all of the keys, padding say: they need not even be read.
+LA_INLINE bool hiddenFromAll(const FullProblem& problem, const FullSequence& sequence, KeyRange keys) {
+  if (!maskOfKeys(problem) || problem.maskKind != MaskKind::kBool) return false;
+  const std::uint8_t* mask = static_cast<const std::uint8_t*>(sequence.mask);
+  for (Index j = keys.begin; j < keys.end; ++j) {
+    if (mask[j] != 0) return false;
+  }
+  return true;
+}
+
 // Adds the mask of keys [keys.begin, keys.end); a key hidden by a boolean or by −∞ gets the score −∞ whatever it was,
 // so that NaN behind a mask stays behind it. `scratch` holds one tile of scores.
 template <class Shape>
@@ -27,16 +42,25 @@ LA_INLINE void maskScores(const FullProblem& problem, const FullSequence& sequen
   constexpr Index width = Shape::kWidth;
   const Index count = keys.end - keys.begin;
   PanelRows places(problem, panel);
-  for (Index lane = 0; lane < width; ++lane) {
+  // So many lanes from `lane` on get the mask of the next row.
+  const auto fill = [&](Index lane, Index copies) {
     const auto [query, head] = places.next();
     const Index first = head * problem.maskHeadStride + query * problem.maskQueryStride + keys.begin;
+    const auto copy = [&](Index j, float bias) {
+      for (Index i = 0; i < copies; ++i) scratch[j * width + lane + i] = bias;
+    };
     if (problem.maskKind == MaskKind::kBool) {
       const std::uint8_t* row = static_cast<const std::uint8_t*>(sequence.mask) + first;
-      for (Index j = 0; j < count; ++j) scratch[j * width + lane] = row[j] != 0 ? 0.0f : -kInfinity;
+      for (Index j = 0; j < count; ++j) copy(j, row[j] != 0 ? 0.0f : -kInfinity);
     } else {
       const float* row = static_cast<const float*>(sequence.mask) + first;
-      for (Index j = 0; j < count; ++j) scratch[j * width + lane] = row[j] * kLog2E;
+      for (Index j = 0; j < count; ++j) copy(j, row[j] * kLog2E);
     }
+  };
+  if (maskOfKeys(problem)) {
+    fill(0, width);
+  } else {
+    for (Index lane = 0; lane < width; ++lane) fill(lane, 1);
   }
   const auto hidden = hn::Set(d, -kInfinity);
   for (Index i = 0; i < count * width; i += kLanes<D>) {

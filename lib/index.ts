@@ -27,8 +27,9 @@ export {
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
-export type { KeyMask } from './qkv';
+export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export {
+  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
   type MaskTensor,

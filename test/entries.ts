@@ -14,6 +14,8 @@ import {
   matmulSync,
   mergeAttention,
   mergeAttentionSync,
+  nystromAttention,
+  nystromAttentionSync,
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
@@ -110,6 +112,9 @@ const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
 export const calls: readonly Entry[] = [
   ...pair('attention', [attention, attentionSync], three, (of, t, options) => of(t.q, t.k, t.v, options)),
   ...pair('attentionWithLse', [attentionWithLse, attentionWithLseSync], three, (of, t, options) =>
+    of(t.q, t.k, t.v, options),
+  ),
+  ...pair('nystromAttention', [nystromAttention, nystromAttentionSync], three, (of, t, options) =>
     of(t.q, t.k, t.v, options),
   ),
   ...pair(

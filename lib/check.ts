@@ -2,7 +2,7 @@ import { types } from 'node:util';
 
 import { expected, Text, tagOf, typedArrayKind } from './errors';
 import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
-import type { DataType, Tensor, TensorData } from './tensor';
+import type { DataType, Tensor, TensorData, TensorOf } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
 
@@ -151,6 +151,13 @@ export function checkTensor(name: string, value: unknown, rank?: number): Operan
   return { data: asBits(tensor.data), dims: tensor.dims, type: tensor.type };
 }
 
+/** Checks a tensor of type `'float32'`, the only one that numbers beside queries, keys and values may have. */
+export function checkFloat32(name: string, value: unknown): TensorOf<'float32'> {
+  const tensor = checkAnyTensor(name, value);
+  if (tensor.type !== 'float32') throw expected('ERR_TYPE', name, "type 'float32'", tensor.type);
+  return tensor as TensorOf<'float32'>;
+}
+
 /** The same memory as native code takes it. */
 export function asBits(data: TensorData): Float32Array | Uint16Array {
   if (!isFloat16Array(data)) return data as Float32Array | Uint16Array;
@@ -231,4 +238,17 @@ export function checkLengths(name: string, lengths: unknown, batch: number, long
   return Int32Array.from(
     checkNumbers(name, lengths, types.isInt32Array, batch, `${batch} lengths (one a sequence)`, check),
   );
+}
+
+/** Which keys there are: a `'bool'` tensor [batch, keys] of no other form, as its array; null for all. */
+export function checkKeyMask(mask: unknown, batch: number, keys: number): Uint8Array | null {
+  if (mask === undefined) return null;
+  const { data, dims: given, type } = readTensor('keyMask', mask);
+  if (type !== 'bool') throw expected('ERR_TYPE', 'keyMask', "type 'bool'", type);
+  if (!types.isUint8Array(data)) throw expected('ERR_TYPE', 'keyMask', "a Uint8Array for type 'bool'", data);
+  const dims = checkDims('keyMask', given, 2);
+  if (dims[0] !== batch || dims[1] !== keys)
+    throw expected('ERR_SHAPE', 'keyMask', `dims [${batch}, ${keys}] (batch, keys)`, dims);
+  checkExtent('keyMask', data, dims);
+  return data;
 }

@@ -42,6 +42,7 @@ export interface Addon {
   readonly read: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
+  readonly linear: NativeOp;
   readonly merge: NativeOp;
   readonly cached: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;

@@ -15,8 +15,11 @@ export interface FavorMatrixOptions {
 
 const matrixOptionNames: ReadonlySet<string> = new Set(['headDim', 'features', 'seed']);
 
-/** Above this many multiplications, minutes of them, the matrix is not made on the calling thread. */
-const mostWork = 2 ** 36;
+/** Above this many operations, tens of seconds of them, the matrix is not made on the calling thread. */
+const mostWork = 2 ** 32;
+
+/** Operations that a normal number takes, about. */
+const drawing = 16;
 
 /**
  * The random matrix of {@link favor}: blocks of orthogonal rows, each row as long as a normal vector of headDim numbers
@@ -27,7 +30,7 @@ const mostWork = 2 ** 36;
  * multiplications on the calling thread.
  *
  * @returns float32 `[features, headDim]`
- * @throws AttentionError ERR_ARGUMENT, ERR_MEMORY, ERR_UNSUPPORTED (a matrix that would take minutes)
+ * @throws AttentionError ERR_ARGUMENT, ERR_MEMORY, ERR_UNSUPPORTED (a matrix that would take far longer than seconds)
  */
 export function favorMatrix(options: FavorMatrixOptions): TensorOf<'float32'> {
   return guard(favorMatrix, () => {
@@ -47,9 +50,9 @@ export function defaultFeatures(headDim: number): number {
 /** {@link favorMatrix} of checked arguments. */
 export function orthogonalFeatures(headDim: number, given: number | undefined, seed: number): TensorOf<'float32'> {
   const features = given ?? defaultFeatures(headDim);
-  const work = 2 * features * headDim * Math.min(features, headDim);
+  const work = features * headDim * (2 * Math.min(features, headDim) + drawing);
   if (work > mostWork)
-    throw expected('ERR_UNSUPPORTED', 'features', 'a matrix made within minutes', [features, headDim]);
+    throw expected('ERR_UNSUPPORTED', 'features', 'a matrix that is made within seconds', [features, headDim]);
   const result = allocate('features', [features, headDim], 'float32') as TensorOf<'float32'>;
   const normal = normals(seed);
   for (let start = 0; start < features; start += headDim) {

@@ -295,18 +295,23 @@ export class LinearState {
       return outcome;
     };
     const outcome = native({ before, after: spare.data });
-    if (!(outcome instanceof Promise)) return settle(outcome);
+    if (!isPromise(outcome)) return settle(outcome);
     this.#updating = true;
     return outcome.then(settle);
   }
 
   #reading(memory: StateMemory, outcome: Outcome | Promise<Outcome>): Outcome | Promise<Outcome> {
-    if (!(outcome instanceof Promise)) return outcome;
+    if (!isPromise(outcome)) return outcome;
     memory.readers++;
     return outcome.finally(() => {
       memory.readers--;
     });
   }
+}
+
+/** Whether a call goes on elsewhere. Not `instanceof`: the addon's promises may be of another realm. */
+function isPromise(outcome: Outcome | Promise<Outcome>): outcome is Promise<Outcome> {
+  return typeof outcome === 'object';
 }
 
 /** The state that a call is to go on from, at rest, and its method. */

@@ -162,7 +162,8 @@ static void writeRows(const LinearHead& head, Index queryHead, Index first, Inde
       sum += carry * dotRow(reads.rows + i * featureStride(shape.features), reads.state + shape.zBegin, shape.features);
     }
     sum += problem.epsilon;
-    factors[i] = sum == 0 ? 0.0f : 1.0f / sum;
+    // Below float32's normal numbers there is nothing to tell a quotient from noise. NaN stays.
+    factors[i] = ::fabsf(sum) < 0x1p-126f ? 0.0f : 1.0f / sum;
   }
   void* target = rowOf(qkv.output, qkv.outputType, head.item, queryHead, first);
   // Whole vectors of float32 go where they belong.

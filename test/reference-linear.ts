@@ -90,6 +90,9 @@ function run(q: Tensor, k: Tensor, v: Tensor, meaning: LinearMeaning, round: Rou
   return answer;
 }
 
+/** What rounding errors keep of their size from one step of a delta rule to the next, at least. */
+const slowest = 63 / 64;
+
 /** S [F][valueDim] and z [F] of one head, and the sums of the absolute values of their terms. */
 class State {
   readonly #normalize: boolean;
@@ -158,8 +161,9 @@ class State {
           known = round(known + round(features[f] * s[f * valueDim + c]));
           knownSize += abs(features[f] * s[f * valueDim + c]);
         }
-        // Rounding errors made before shrink as the state does; what counts is the terms of this step.
-        for (let f = 0; f < count; f++) sizes[f * valueDim + c] = abs(s[f * valueDim + c]);
+        // What is replaced takes its rounding errors along, but not within a chunk of steps that are summed up together.
+        for (let f = 0; f < count; f++)
+          sizes[f * valueDim + c] *= max(abs(1 - step * features[f] * features[f]), slowest);
       }
       const added = round(step * round(value[c] - known));
       const addedSize = abs(step) * (abs(value[c]) + knownSize);

@@ -40,6 +40,7 @@ struct FeatureRows {
   const void* data = nullptr;
   DataType type = DataType::kFloat32;
   Index rowStride = 0;
+  Index count = 0;
   float scale = 1;
   const float* weights = nullptr;  // [outputs][headDim]; null for a map without
   const float* panels = nullptr;   // the same as panels [headDim][W]; null where there are too few rows to pack them for
@@ -174,7 +175,10 @@ static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, 
   const Index dim = problem.qkv.headDim;
   const Index features = problem.features;
   const bool projects = rows.weights != nullptr;
-  for (Index r = 0; r < count; ++r) {
+  // Whole vectors of float32 are used where they lie, save by a map that reads them from any element on.
+  const bool inPlace = rows.type == DataType::kFloat32 && rows.scale == 1 && dim % kLanes<Full> == 0 && !projects &&
+                       problem.kind != FeatureKind::kTaylor;
+  for (Index r = 0; r < count && !inPlace; ++r) {
     float* input = scratch.input + r * inputStride(problem);
     convertRow(rows.type, elementAt(rows.data, rows.type, (first + r) * rows.rowStride), DataType::kFloat32, input, dim);
     if (rows.scale != 1) scaleRow(input, dim, rows.scale);
@@ -182,7 +186,11 @@ static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, 
   }
   if (projects) projectRows(problem, rows, count, scratch);
   for (Index r = 0; r < count; ++r) {
-    const float* input = scratch.input + r * inputStride(problem);
+    // The same row of the next tile, as between two tiles of queries or keys memory is left for long.
+    prefetch<2>(elementAt(rows.data, rows.type, minimum(first + count + r, rows.count - 1) * rows.rowStride),
+                dim * elementBytes(rows.type));
+    const float* input = inPlace ? static_cast<const float*>(rows.data) + (first + r) * rows.rowStride
+                                 : scratch.input + r * inputStride(problem);
     const float* source = projects ? scratch.projected + r * featureStride(projectedWidth(problem)) : input;
     float* row = target + r * featureStride(features);
     logs[r] = 0;
@@ -194,7 +202,8 @@ static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, 
         mapVectors(source, features, row, [&](Vec<Full> x) {
           const auto zero = hn::Zero(d);
           const auto above = hn::Add(x, hn::Set(d, 1.0f));
-          return hn::IfThenElse(hn::Gt(x, zero), above, expNonPositive(d, hn::Min(x, zero)));
+          // What x·log2(e) loses to rounding is lost to a feature below 1/e, beside others of about 1.
+          return hn::IfThenElse(hn::Gt(x, zero), above, exp2NonPositive(d, hn::Mul(x, hn::Set(d, kLog2E))));
         });
         break;
       case FeatureKind::kRelu:

@@ -23,8 +23,10 @@ constexpr Index kLinearQueries = 256;
 // Rows of a unit of angles.
 constexpr Index kAngleRows = 1024;
 
-// Keys of a range: so many that the sums of all ranges take no more memory than the keys and values.
+// Keys of a range: so many that the sums of all ranges take no more memory than the keys and values. Those of the delta
+// rules are never kept, see cpu/linear_delta.h.
 LA_INLINE Index rangeKeys(const LinearProblem& problem) {
+  if (isDelta(problem)) return kLinearChunk;
   const Qkv& qkv = problem.qkv;
   const Index least = divideUp(problem.features * qkv.valueDim, qkv.headDim + qkv.valueDim);
   return roundUp(maximum(maximum(least, divideUp(qkv.keys, kMaxRanges)), 1), kLinearRange);

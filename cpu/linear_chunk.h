@@ -143,8 +143,9 @@ static void attendChunk(const Chunk& chunk, Index queryHead) {
   writeRows(chunk.head, queryHead, chunk.first, chunk.count, reads, sums, scratch);
 }
 
-// Adds the chunk's keys to the sum; gives the state after it in scratch.state if there is a past.
-static void closeChunk(const Chunk& chunk, const PastState& past, RangeSum& sum) {
+// Adds the chunk's keys to the sum; gives the state after it in scratch.state if there is a past, unless it is the range's
+// last.
+static void closeChunk(const Chunk& chunk, const PastState& past, bool last, RangeSum& sum) {
   const LinearScratch& scratch = chunk.scratch;
   const StateShape& shape = chunk.head.shape;
   const Index features = shape.features;
@@ -156,7 +157,7 @@ static void closeChunk(const Chunk& chunk, const PastState& past, RangeSum& sum)
   StateUpdate update;
   update.sum = sum.state;
   update.updatesZ = !isDelta(chunk.head.problem);
-  if (past.state != nullptr) {
+  if (past.state != nullptr && !last) {
     update.past = past.state;
     update.state = scratch.state;
   }
@@ -209,7 +210,7 @@ static void runRange(const LinearHead& head, KeyRange keys, const PastState& pas
       chunk.finite = finiteRow(scratch.value, chunk.count * head.shape.columns);
       for (Index g = 0; g < head.queryHeads(); ++g) attendChunk(chunk, head.kvHead * head.queryHeads() + g);
     }
-    closeChunk(chunk, past, sum);
+    closeChunk(chunk, past, first + step >= keys.end, sum);
     state = past.state == nullptr ? sum.state : scratch.state;
   }
 }

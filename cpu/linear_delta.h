@@ -2,10 +2,9 @@
 // i writes is u_i = β_i(v_i − k_i S), S being the state just before; inside a chunk that begins with state S0
 //   (I + A) U = β ⊙ (V − (carry ⊙ K) S0)      A_ij = β_i·decay_ij·(k_i·k_j) for j < i, else 0
 // so U comes by forward substitution, and from there on the chunk is that of the plain rules with U for the values.
-// U depends on S0, hence on all earlier ranges: a head's ranges follow one another. The state is kept as for the plain
-// rules: what is left of the past (float64 between ranges) plus what the range's own keys have written. Writes that take
-// back what the past holds cancel in their sum up to float32's rounding of it, as they would in one float32 state, and
-// each range puts that into the float64 total only once.
+// U depends on S0, hence on all keys before: chunks follow one another. A chunk is a range of its own, so that its writes
+// meet the state in float64: they take back what the state holds, and if the two were added in float32 once a thousand
+// keys only, what rounding left of a large state would stay where the rule has long replaced it by a small one.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_DELTA_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_DELTA_H_
 

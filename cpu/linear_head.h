@@ -34,8 +34,9 @@ LA_INLINE Index panelFloats(const LinearProblem& problem) {
 }
 
 LA_INLINE FeatureRows featureRows(const LinearProblem& problem, const FeatureMap& map, const void* data, DataType type,
-                                  Index rowStride, Index head, const float* panels, const float* angles) {
-  FeatureRows rows{data, type, rowStride, map.scale, nullptr, nullptr, angles};
+                                  Index rowStride, Index count, Index head, const float* panels,
+                                  const float* angles) {
+  FeatureRows rows{data, type, rowStride, count, map.scale, nullptr, nullptr, angles};
   const bool own = map.weightHeadStride != 0;
   if (map.weights != nullptr) rows.weights = map.weights + (own ? head * map.weightHeadStride : 0);
   if (panels != nullptr) rows.panels = panels + (own ? head * panelFloats(problem) : 0);
@@ -68,7 +69,7 @@ struct LinearHead {
     const Qkv& qkv = problem.qkv;
     if (qkv.keys == 0) return;
     key = featureRows(problem, problem.keyMap, rowOf(qkv.key, qkv.keyType, item, kvHead, 0), qkv.keyType,
-                      qkv.key.rowStride, kvHead, shared.keyPanels, shared.keyAngles);
+                      qkv.key.rowStride, qkv.keys, kvHead, shared.keyPanels, shared.keyAngles);
     value = rowOf(qkv.value, qkv.keyType, item, kvHead, 0);
     if (problem.decay != nullptr) {
       decay = problem.decay + item * problem.decayBatchStride + kvHead * problem.decayHeadStride;
@@ -84,7 +85,7 @@ struct LinearHead {
   LA_METHOD FeatureRows queryRows(Index head) const {
     const Qkv& qkv = problem.qkv;
     return featureRows(problem, problem.queryMap, rowOf(qkv.query, qkv.queryType, item, head, 0), qkv.queryType,
-                       qkv.query.rowStride, head, shared.queryPanels, shared.queryAngles);
+                       qkv.query.rowStride, qkv.queries, head, shared.queryPanels, shared.queryAngles);
   }
   LA_METHOD const double* stateIn() const { return problem.stateIn == nullptr ? nullptr : problem.stateIn + place(); }
   LA_METHOD double* stateOut() const { return problem.stateOut == nullptr ? nullptr : problem.stateOut + place(); }
@@ -124,6 +125,8 @@ static void stageValues(const LinearHead& head, Index first, Index count, const 
   const bool inPlace = qkv.keyType == DataType::kFloat32 && columns == qkv.valueDim;
   for (Index j = 0; j < count; ++j) {
     const void* source = elementAt(head.value, qkv.keyType, (first + j) * qkv.value.rowStride);
+    prefetch<2>(elementAt(head.value, qkv.keyType, minimum(first + count + j, qkv.keys - 1) * qkv.value.rowStride),
+                qkv.valueDim * elementBytes(qkv.keyType));
     const float* row = scratch.valueRow;
     if (head.hides(first + j)) {
       for (Index c = 0; c < columns; ++c) scratch.valueRow[c] = 0;
@@ -159,7 +162,8 @@ static void writeRows(const LinearHead& head, Index queryHead, Index first, Inde
       sum += carry * dotRow(reads.rows + i * featureStride(shape.features), reads.state + shape.zBegin, shape.features);
     }
     sum += problem.epsilon;
-    factors[i] = sum == 0 ? 0.0f : 1.0f / sum;
+    // Below float32's normal numbers there is nothing to tell a quotient from noise. NaN stays.
+    factors[i] = ::fabsf(sum) < 0x1p-126f ? 0.0f : 1.0f / sum;
   }
   void* target = rowOf(qkv.output, qkv.outputType, head.item, queryHead, first);
   // Whole vectors of float32 go where they belong.

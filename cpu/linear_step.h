@@ -110,54 +110,80 @@ static void loadTokenQueries(const LinearHead& head, const StepScratch& scratch)
   for (Index i = 0; i < head.queryHeads() * tokens * problem.qkv.valueDim; ++i) scratch.output[i] = 0;
 }
 
-// Tokens [first, last) pass over rows [f, f + kRows) of the state, for the columns of one vector from c on.
-template <int kRows, class D>
+// Tokens [first, last) pass over rows [f, f + kRows) of the state, for the columns of kVecs vectors from c on.
+template <int kRows, int kVecs, class D>
 LA_INLINE void stepRows(D d, const LinearHead& head, Index first, Index last, Index f, Index c, const double* before,
                         double* after, const StepScratch& scratch) {
+  constexpr Index n = kLanes<D>;
   const Index features = head.shape.features;
   const Index valueDim = head.shape.valueDim;
   const Index tokens = head.problem.qkv.queries;
-  Vec<D> state[kRows];
+  const Index group = tokens == 0 ? 0 : head.queryHeads();
+  Vec<D> state[kRows][kVecs];
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) state[r] = hn::LoadU(d, before + (f + r) * valueDim + c);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) state[r][v] = hn::LoadU(d, before + (f + r) * valueDim + c + v * n);
+  }
   for (Index t = first; t < last; ++t) {
-    const auto value = hn::LoadU(d, scratch.value + t * valueDim + c);
     const double* key = scratch.key + t * features + f;
     const double* keep = scratch.keep + t * features + f;
+    Vec<D> column[kVecs];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) column[v] = hn::LoadU(d, scratch.value + t * valueDim + c + v * n);
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
-      state[r] = hn::MulAdd(hn::Set(d, key[r]), value, hn::Mul(hn::Set(d, keep[r]), state[r]));
+      const auto written = hn::Set(d, key[r]);
+      const auto kept = hn::Set(d, keep[r]);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) state[r][v] = hn::MulAdd(written, column[v], hn::Mul(kept, state[r][v]));
     }
-    for (Index g = 0; g < head.queryHeads() && tokens > 0; ++g) {
+    for (Index g = 0; g < group; ++g) {
       const double* query = scratch.query + (g * tokens + t) * features + f;
       double* output = scratch.output + (g * tokens + t) * valueDim + c;
-      auto sum = hn::LoadU(d, output);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) column[v] = hn::LoadU(d, output + v * n);
 #pragma GCC unroll 4
-      for (int r = 0; r < kRows; ++r) sum = hn::MulAdd(hn::Set(d, query[r]), state[r], sum);
-      hn::StoreU(sum, d, output);
+      for (int r = 0; r < kRows; ++r) {
+        const auto factor = hn::Set(d, query[r]);
+#pragma GCC unroll 2
+        for (int v = 0; v < kVecs; ++v) column[v] = hn::MulAdd(factor, state[r][v], column[v]);
+      }
+#pragma GCC unroll 2
+      for (int v = 0; v < kVecs; ++v) hn::StoreU(column[v], d, output + v * n);
     }
   }
 #pragma GCC unroll 4
-  for (int r = 0; r < kRows; ++r) hn::StoreU(state[r], d, after + (f + r) * valueDim + c);
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) hn::StoreU(state[r][v], d, after + (f + r) * valueDim + c + v * n);
+  }
 }
 
-// value ← β(value − k(keep ⊙ S)) of token t; S is `before`.
-template <int kRows, class D>
+// value ← value − k(keep ⊙ S) of token t; S is `before`.
+template <int kRows, int kVecs, class D>
 LA_INLINE void recallRows(D d, const LinearHead& head, Index t, Index f, Index c, const double* before,
                           const StepScratch& scratch) {
+  constexpr Index n = kLanes<D>;
   const Index features = head.shape.features;
   double* value = scratch.value + t * head.shape.valueDim + c;
-  auto rest = hn::LoadU(d, value);
+  Vec<D> rest[kVecs];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVecs; ++v) rest[v] = hn::LoadU(d, value + v * n);
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
     const Index place = t * features + f + r;
     const auto factor = hn::Set(d, -(scratch.key[place] * scratch.keep[place]));
-    rest = hn::MulAdd(factor, hn::LoadU(d, before + (f + r) * head.shape.valueDim + c), rest);
+    const double* row = before + (f + r) * head.shape.valueDim + c;
+#pragma GCC unroll 2
+    for (int v = 0; v < kVecs; ++v) rest[v] = hn::MulAdd(factor, hn::LoadU(d, row + v * n), rest[v]);
   }
-  hn::StoreU(rest, d, value);
+#pragma GCC unroll 2
+  for (int v = 0; v < kVecs; ++v) hn::StoreU(rest[v], d, value + v * n);
 }
 
-// Calls body(Constant<rows>, vector tag, row, column) for all rows and columns of the state, rows in the outer loop.
+// Calls body(Constant<rows>, Constant<vectors>, vector tag, row, column) for all rows and columns of the state, rows in
+// the outer loop.
 template <class Body>
 LA_INLINE void forStateVectors(const StateShape& shape, const Body& body) {
   const hn::ScalableTag<double> wide;
@@ -165,8 +191,9 @@ LA_INLINE void forStateVectors(const StateShape& shape, const Body& body) {
   constexpr Index n = kLanes<hn::ScalableTag<double>>;
   const auto columns = [&](auto rows, Index f) {
     Index c = 0;
-    for (; c + n <= shape.valueDim; c += n) body(rows, wide, f, c);
-    for (; c < shape.valueDim; ++c) body(rows, single, f, c);
+    for (; c + 2 * n <= shape.valueDim; c += 2 * n) body(rows, Constant<2>(), wide, f, c);
+    for (; c + n <= shape.valueDim; c += n) body(rows, Constant<1>(), wide, f, c);
+    for (; c < shape.valueDim; ++c) body(rows, Constant<1>(), single, f, c);
   };
   Index f = 0;
   for (; f + kStepRows <= shape.features; f += kStepRows) columns(Constant<kStepRows>(), f);
@@ -175,14 +202,14 @@ LA_INLINE void forStateVectors(const StateShape& shape, const Body& body) {
 
 static void stepState(const LinearHead& head, Index first, Index last, const double* before, double* after,
                       const StepScratch& scratch) {
-  forStateVectors(head.shape, [&](auto rows, auto d, Index f, Index c) {
-    stepRows<decltype(rows)::value>(d, head, first, last, f, c, before, after, scratch);
+  forStateVectors(head.shape, [&](auto rows, auto vectors, auto d, Index f, Index c) {
+    stepRows<decltype(rows)::value, decltype(vectors)::value>(d, head, first, last, f, c, before, after, scratch);
   });
 }
 
 static void recallState(const LinearHead& head, Index t, const double* before, const StepScratch& scratch) {
-  forStateVectors(head.shape, [&](auto rows, auto d, Index f, Index c) {
-    recallRows<decltype(rows)::value>(d, head, t, f, c, before, scratch);
+  forStateVectors(head.shape, [&](auto rows, auto vectors, auto d, Index f, Index c) {
+    recallRows<decltype(rows)::value, decltype(vectors)::value>(d, head, t, f, c, before, scratch);
   });
   const double beta = head.hides(t) ? 0.0 : static_cast<double>(head.beta[t * head.problem.betaRowStride]);
   double* value = scratch.value + t * head.shape.valueDim;

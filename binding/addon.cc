@@ -24,6 +24,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<convert>(exports, "convert");
   define<read>(exports, "read");
   define<linalg>(exports, "linalg");
+  define<linear>(exports, "linear");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<nystrom>(exports, "nystrom");

@@ -11,6 +11,7 @@ namespace lowrank_attention {
 struct ConvertProblem;
 struct FullProblem;
 struct LinalgProblem;
+struct LinearProblem;
 struct LinformerProblem;
 struct MatmulProblem;
 struct MergeProblem;
@@ -33,6 +34,7 @@ struct KernelSet {
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
   Kernel<LinalgProblem> linalg;
+  Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;

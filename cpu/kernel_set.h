@@ -6,6 +6,7 @@
 #include "cpu/convert.h"
 #include "cpu/full.h"
 #include "cpu/linalg.h"
+#include "cpu/linear.h"
 #include "cpu/linformer.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
@@ -20,6 +21,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {convertWorkspaceBytes, runConvert},
           {fullWorkspaceBytes, runFull},
           {linalgWorkspaceBytes, runLinalg},
+          {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},

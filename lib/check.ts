@@ -2,7 +2,7 @@ import { types } from 'node:util';
 
 import { expected, Text, tagOf, typedArrayKind } from './errors';
 import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
-import type { DataType, Tensor, TensorData } from './tensor';
+import type { DataType, Tensor, TensorData, TensorOf } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
 
@@ -158,6 +158,13 @@ export function checkTensor(name: string, value: unknown, rank?: number): Operan
   const tensor = checkAnyTensor(name, value, rank);
   if (tensor.dims.length < 2) throw expected('ERR_SHAPE', name, 'at least 2 dims', tensor.dims);
   return { data: asBits(tensor.data), dims: tensor.dims, type: tensor.type };
+}
+
+/** Checks a tensor of type `'float32'`, the only one that numbers beside queries, keys and values may have. */
+export function checkFloat32(name: string, value: unknown): TensorOf<'float32'> {
+  const tensor = checkAnyTensor(name, value);
+  if (tensor.type !== 'float32') throw expected('ERR_TYPE', name, "type 'float32'", tensor.type);
+  return tensor as TensorOf<'float32'>;
 }
 
 /** The same memory as native code takes it. */

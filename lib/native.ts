@@ -43,6 +43,7 @@ export interface Addon {
   readonly linalg: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
+  readonly linear: NativeOp;
   readonly merge: NativeOp;
   readonly nystrom: NativeOp;
   readonly cached: NativeOp;

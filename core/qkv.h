@@ -52,8 +52,8 @@ LA_INLINE PagedRows pagedRows(const BatchRows& rows, DataType type, Index item, 
   return {page, maximum(length, 1), rows.headStride, rows.rowStride};
 }
 
-// Batch item `item` as a sequence of exact attention: all its queries over all its keys, the last query at the last key.
-// `pages` has room for two addresses and lives as long as the sequence.
+// Batch item `item` as a sequence of exact attention: all its queries over all its keys, the last query at the last
+// key. `pages` has room for two addresses and lives as long as the sequence.
 LA_INLINE FullSequence sequenceOf(const Qkv& tensors, Index item, const void** pages) {
   FullSequence sequence;
   sequence.queries = tensors.queries;

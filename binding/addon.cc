@@ -24,6 +24,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<convert>(exports, "convert");
   define<read>(exports, "read");
   define<linalg>(exports, "linalg");
+  define<lowrank>(exports, "lowrank");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<full>(exports, "full");

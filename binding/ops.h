@@ -11,6 +11,7 @@ Napi::Value full(const Napi::CallbackInfo& info);
 Napi::Value cached(const Napi::CallbackInfo& info);
 Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
+Napi::Value lowrank(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);

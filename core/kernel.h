@@ -11,6 +11,7 @@ namespace lowrank_attention {
 struct ConvertProblem;
 struct FullProblem;
 struct LinalgProblem;
+struct LowRankProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct ReadProblem;
@@ -31,6 +32,7 @@ struct KernelSet {
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
   Kernel<LinalgProblem> linalg;
+  Kernel<LowRankProblem> lowrank;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<ReadProblem> read;

@@ -90,6 +90,12 @@ bool eigenSymmetric(const double* a, Index n, double* values, double* vectors) {
   });
 }
 
+bool innerProduct(const double* a, const double* b, Index m, Index n, Index p, double* product) {
+  return withMemory([&] {
+    Rows<double>(product, n, p).noalias() = ConstRows<double>(a, m, n).transpose() * ConstRows<double>(b, m, p);
+  });
+}
+
 bool orthonormalize(float* a, Index m, Index n, float* scratch) {
   return withMemory([&] {
     // Reflections run down columns, which therefore lie dense.
@@ -104,15 +110,24 @@ bool orthonormalize(float* a, Index m, Index n, float* scratch) {
 std::size_t linalgWorkspaceBytes(const LinalgProblem&, Index) { return 0; }
 
 void runLinalg(const LinalgProblem& problem, const Execution& execution) {
-  const auto [decomposition, batch, m, n, a, values, left, right] = problem;
+  const auto [operation, batch, m, n, p, a, b, values, left, right] = problem;
   const Index rank = minimum(m, n);
   forEachUnit(execution, batch, [&](Index, Index item) {
     const double* matrix = a + item * m * n;
     double* itemLeft = left == nullptr ? nullptr : left + item * m * rank;
     double* itemRight = right == nullptr ? nullptr : right + item * n * rank;
-    const bool done = decomposition == Decomposition::kSvd
-                          ? svd(matrix, m, n, values + item * rank, itemLeft, itemRight)
-                          : eigenSymmetric(matrix, n, values + item * rank, itemLeft);
+    bool done = false;
+    switch (operation) {
+      case LinalgOperation::kSvd:
+        done = svd(matrix, m, n, values + item * rank, itemLeft, itemRight);
+        break;
+      case LinalgOperation::kEigen:
+        done = eigenSymmetric(matrix, n, values + item * rank, itemLeft);
+        break;
+      case LinalgOperation::kProduct:
+        done = innerProduct(matrix, b + item * m * p, m, n, p, values + item * n * p);
+        break;
+    }
     if (!done) execution.fail(Code::kMemory);
   });
 }

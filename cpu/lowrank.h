@@ -86,17 +86,30 @@ LA_INLINE FullProblem squaresOf(const LowRankProblem& problem) {
   return pass;
 }
 
-// Fills problem.sequences: a matrix reads `right` and writes `left`, its transpose the other way round.
-LA_INLINE void placeSequences(const LowRankProblem& problem, const LowRankSpace& space) {
+// Fills problem.sequences with extents, and with memory once there is a workspace: a matrix reads `right` and writes
+// `left`, its transpose the other way round.
+LA_INLINE void placeSequences(const LowRankProblem& problem, const LowRankSpace& space, bool withMemory) {
   const Index matrices = matricesOf(problem);
   const auto rowsOf = [&](float* rows, Index matrix, Index length) {
     return HeadRows{rows + matrix * length * problem.width, 0, problem.width};
   };
   const auto paged = [&](const HeadRows& rows, Index length, const void** page) {
     *page = rows.data;
-    return PagedRows{page, maximum(length, 1), 0, rows.rowStride};
+    return PagedRows{page, length, 0, rows.rowStride};
   };
   for (Index m = 0; m < matrices; ++m) {
+    FullSequence& product = problem.sequences[m];
+    product = FullSequence();
+    product.queries = product.queryRows = problem.queries;
+    product.keys = problem.keys;
+    product.offset = problem.keys - problem.queries;
+    FullSequence& transposed = problem.sequences[matrices + m];
+    transposed = FullSequence();
+    transposed.queries = transposed.queryRows = problem.keys;
+    transposed.keys = problem.queries;
+    transposed.offset = problem.queries - problem.keys;
+    if (!withMemory) continue;
+
     const Index item = m / problem.heads;
     const Index head = m % problem.heads;
     const HeadRows query = {rowOf(space.query, DataType::kFloat32, item, head, 0), 0, space.query.rowStride};
@@ -105,22 +118,10 @@ LA_INLINE void placeSequences(const LowRankProblem& problem, const LowRankSpace&
     const HeadRows left = rowsOf(space.left, m, problem.queries);
     const HeadRows right = rowsOf(space.right, m, problem.keys);
     const void** pages = problem.pages + 4 * m;
-
-    FullSequence& product = problem.sequences[m];
-    product = FullSequence();
-    product.queries = product.queryRows = problem.queries;
-    product.keys = problem.keys;
-    product.offset = problem.keys - problem.queries;
     product.query = query;
     product.key = paged(key, problem.keys, pages);
     product.value = paged(right, problem.keys, pages + 1);
     product.output = left;
-
-    FullSequence& transposed = problem.sequences[matrices + m];
-    transposed = FullSequence();
-    transposed.queries = transposed.queryRows = problem.keys;
-    transposed.keys = problem.queries;
-    transposed.offset = problem.queries - problem.keys;
     transposed.query = key;
     transposed.key = paged(query, problem.queries, pages + 2);
     transposed.value = paged(left, problem.queries, pages + 3);
@@ -130,11 +131,11 @@ LA_INLINE void placeSequences(const LowRankProblem& problem, const LowRankSpace&
   }
 }
 
-// The op's one workspace formula; fills problem.sequences too. Nothing is read or written where `memory` is null.
+// The op's one workspace formula. Fills problem.sequences too, without memory if `memory` is null.
 LA_INLINE LowRankSpace layOut(const LowRankProblem& problem, Index threads, std::byte* memory) {
   LowRankSpace space;
   const auto take = [&](Index floats) {
-    float* place = reinterpret_cast<float*>(memory + space.bytes);
+    float* place = memory == nullptr ? nullptr : reinterpret_cast<float*>(memory + space.bytes);
     space.bytes += static_cast<std::size_t>(4 * roundUp(floats, 16));
     return place;
   };
@@ -152,9 +153,9 @@ LA_INLINE LowRankSpace layOut(const LowRankProblem& problem, Index threads, std:
   space.rotateLeft = take(matrices * problem.width * problem.width);
   space.rotateRight = take(matrices * problem.width * problem.width);
   space.squares = take(problem.energies == nullptr ? 0 : 2 * matrices * problem.queries);
-  space.scratch = memory + space.bytes;
+  space.scratch = memory == nullptr ? nullptr : memory + space.bytes;
   space.workerFloats = lowRankWorkerFloats(problem);
-  placeSequences(problem, space);
+  placeSequences(problem, space, memory != nullptr);
   std::size_t scratch = static_cast<std::size_t>(4 * threads * space.workerFloats);
   for (const FullProblem& pass : {passOf(problem, false), passOf(problem, true), squaresOf(problem)}) {
     const std::size_t bytes = fullWorkspaceBytes(pass, threads);
@@ -210,8 +211,9 @@ LA_INLINE void drawStart(const LowRankProblem& problem, const LowRankSpace& spac
 LA_INLINE void orthonormalizeAll(const LowRankProblem& problem, const LowRankSpace& space, float* matrices, Index rows,
                                  const Execution& execution) {
   forEachUnit(execution, matricesOf(problem), [&](Index worker, Index matrix) {
-    orthonormalize(matrices + matrix * rows * problem.width, rows, problem.width,
-                   placeScratch(problem, space, worker).reflectors);
+    const bool done = orthonormalize(matrices + matrix * rows * problem.width, rows, problem.width,
+                                     placeScratch(problem, space, worker).reflectors);
+    if (!done) execution.fail(Code::kMemory);
   });
 }
 
@@ -288,9 +290,10 @@ LA_INLINE void decompose(const LowRankProblem& problem, const LowRankSpace& spac
     const LowRankScratch scratch = placeScratch(problem, space, worker);
     float* basis = space.right + matrix * problem.keys * width;
     __builtin_memcpy(scratch.rows, basis, static_cast<std::size_t>(4 * problem.keys * width));
-    orthonormalize(basis, problem.keys, width, scratch.reflectors);
+    bool done = orthonormalize(basis, problem.keys, width, scratch.reflectors);
     innerProducts(basis, scratch.rows, problem.keys, width, scratch.core);
-    svd(scratch.core, width, width, scratch.leftVectors, scratch.values, scratch.rightVectors);
+    done = svd(scratch.core, width, width, scratch.values, scratch.leftVectors, scratch.rightVectors) && done;
+    if (!done) execution.fail(Code::kMemory);
     float* left = space.rotateLeft + matrix * width * width;
     float* right = space.rotateRight + matrix * width * width;
     for (Index i = 0; i < width * width; ++i) {

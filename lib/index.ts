@@ -1,3 +1,21 @@
+export { principalAngles, principalAnglesSync } from './analysis/angles';
+export { linearCka, linearCkaSync } from './analysis/cka';
+export {
+  type ApproximationError,
+  type AttentionRowKl,
+  approximationError,
+  attentionRowKl,
+} from './analysis/error';
+export {
+  type HeadDiversity,
+  headDiversity,
+  headSimilarity,
+  headSimilaritySync,
+} from './analysis/heads';
+export type { AnalysisOptions } from './analysis/matrix';
+export { type SpectralMetrics, type SpectralMetricsOptions, spectralMetrics } from './analysis/metrics';
+export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
+export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
 export {
   type AttendItem,
   type AttendOptions,
@@ -12,6 +30,16 @@ export { AttentionError, type AttentionErrorCode } from './errors';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export {
+  type AttentionFactors,
+  attentionFactors,
+  attentionFactorsSync,
+  type FactorOptions,
+  type LowRankFactors,
+  lowRankAttention,
+  lowRankAttentionSync,
+  type SketchOptions,
+} from './lowrank';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';

@@ -1,21 +1,13 @@
-import {
-  type Call,
-  type CallOptions,
-  callOptionNames,
-  checkFlag,
-  checkLayout,
-  nothing,
-  runAsync,
-  runSync,
-} from './call';
+import { type Call, type CallOptions, callOptionNames, checkFlag, checkLayout, nothing } from './call';
 import { checkInteger, checkOptions, checkOut, checkTensor, type Operand } from './check';
-import { expected, guard } from './errors';
+import { expected } from './errors';
 import { checkScale, type Layout } from './full-options';
 import { float64 } from './linalg';
-import { productCall } from './matmul';
+import { type Product, productCall } from './matmul';
 import { addon, typeNumbers } from './native';
 import { checkQk, type Qk } from './qkv';
 import { attempt } from './read';
+import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
 /** What the randomised decomposition of attention matrices is told, whatever is made of it. */
@@ -102,14 +94,12 @@ const mostPowerIterations = 100;
  *   `energy`), ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
  */
 export async function attentionFactors(q: Tensor, k: Tensor, options: FactorOptions): Promise<AttentionFactors> {
-  const sketch = await runAsync(attentionFactors, () => prepareFactors(q, k, options));
-  return guard(attentionFactors, () => factorsOf(sketch));
+  return await runStepsAsync(attentionFactors, factorSteps(q, k, options));
 }
 
 /** {@link attentionFactors} on the calling thread. */
 export function attentionFactorsSync(q: Tensor, k: Tensor, options: FactorOptions): AttentionFactors {
-  const sketch = runSync(attentionFactorsSync, () => prepareFactors(q, k, options));
-  return guard(attentionFactorsSync, () => factorsOf(sketch));
+  return runStepsSync(attentionFactorsSync, factorSteps(q, k, options));
 }
 
 /** A ≈ u·vᵀ of every head. */
@@ -132,18 +122,12 @@ export interface LowRankFactors {
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
  */
 export async function lowRankAttention(factors: LowRankFactors, x: Tensor, options?: CallOptions): Promise<Tensor> {
-  const { reduce, expand, output } = guard(lowRankAttention, () => prepareProducts(factors, x, options));
-  await runAsync(lowRankAttention, () => reduce);
-  await runAsync(lowRankAttention, () => expand);
-  return output;
+  return await runStepsAsync(lowRankAttention, productSteps(factors, x, options));
 }
 
 /** {@link lowRankAttention} on the calling thread. */
 export function lowRankAttentionSync(factors: LowRankFactors, x: Tensor, options?: CallOptions): Tensor {
-  const { reduce, expand, output } = guard(lowRankAttentionSync, () => prepareProducts(factors, x, options));
-  runSync(lowRankAttentionSync, () => reduce);
-  runSync(lowRankAttentionSync, () => expand);
-  return output;
+  return runStepsSync(lowRankAttentionSync, productSteps(factors, x, options));
 }
 
 /** What comes of a decomposition before anything is made of it: as many columns as were asked for. */
@@ -160,7 +144,6 @@ export interface Sketch {
   /** Rows of the largest of `ranks`, in memory for rows of `rank`. */
   readonly u: Tensor | null;
   readonly v: Tensor | null;
-  readonly energy: number;
 }
 
 /** Checked options of a decomposition. */
@@ -227,11 +210,11 @@ export function sketchCall(plan: SketchPlan, options: SketchOptions): Call<Sketc
       energy,
     ),
     options,
-    result: { qk, rank, singularValues, energies, ranks, u, v, energy },
+    result: { qk, rank, singularValues, energies, ranks, u, v },
   };
 }
 
-function prepareFactors(q: Tensor, k: Tensor, given: FactorOptions): Call<Sketch> {
+function* factorSteps(q: Tensor, k: Tensor, given: FactorOptions): Steps<AttentionFactors> {
   const options: FactorOptions = checkOptions('options', given, factorOptionNames);
   const { qk, most } = checkMatrices(q, k, options);
   const { rank, energy, maxRank } = options;
@@ -258,11 +241,11 @@ function prepareFactors(q: Tensor, k: Tensor, given: FactorOptions): Call<Sketch
     withEnergies: energy !== undefined,
     withFactors: true,
   };
-  return sketchCall(plan, options);
+  return factorsOf(yield* step(sketchCall(plan, options)), plan.energy);
 }
 
-function factorsOf(sketch: Sketch): AttentionFactors {
-  const { qk, rank: most, ranks, energy } = sketch;
+function factorsOf(sketch: Sketch, energy: number): AttentionFactors {
+  const { qk, rank: most, ranks } = sketch;
   const { batch, heads, queries, keys } = qk;
   const missed = ranks.indexOf(0);
   if (missed >= 0) {
@@ -290,15 +273,7 @@ function factorsOf(sketch: Sketch): AttentionFactors {
   return { u: trimmed(sketch.u, queries), v: trimmed(sketch.v, keys), singularValues, ranks };
 }
 
-interface Products {
-  /** vᵀ·x `[batch, heads, rank, dim]`. */
-  readonly reduce: Call<Operand>;
-  /** u times that. */
-  readonly expand: Call<Operand>;
-  readonly output: Tensor;
-}
-
-function prepareProducts(factors: unknown, givenX: Tensor, given: CallOptions | undefined): Products {
+function* productSteps(factors: unknown, givenX: Tensor, given: CallOptions | undefined): Steps<Tensor> {
   if (typeof factors !== 'object' || factors === null)
     throw expected('ERR_TYPE', 'factors', 'an object { u, v }', factors);
   const pair = attempt('factors', () => {
@@ -336,8 +311,9 @@ function prepareProducts(factors: unknown, givenX: Tensor, given: CallOptions | 
     options.out === undefined
       ? (allocate('out', outDims, x.type) as Operand)
       : checkOut(options.out, outDims, [u.data, v.data, x.data]);
+  // vᵀ·x, then u times that.
   const reduced = allocate('factors.v', [batch, heads, rank, dim], 'float32') as Operand;
-  const reduce = {
+  const reduce: Product = {
     a: v,
     b: x,
     output: reduced,
@@ -348,8 +324,9 @@ function prepareProducts(factors: unknown, givenX: Tensor, given: CallOptions | 
     k: keys,
     transposeA: true,
     transposeB: false,
+    names: { a: 'factors.v', b: 'x' },
   };
-  const expand = {
+  const expand: Product = {
     a: u,
     b: reduced,
     output,
@@ -360,10 +337,9 @@ function prepareProducts(factors: unknown, givenX: Tensor, given: CallOptions | 
     k: rank,
     transposeA: false,
     transposeB: false,
+    names: { a: 'factors.u', b: 'factors.v' },
   };
-  return {
-    reduce: productCall(reduce, options),
-    expand: productCall(expand, options),
-    output: options.out ?? (output as Tensor),
-  };
+  yield* step(productCall(reduce, options));
+  yield* step(productCall(expand, options));
+  return options.out ?? (output as Tensor);
 }

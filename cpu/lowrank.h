@@ -4,7 +4,10 @@
 // is cut by its own extents alone and has the same bits in any batch. Between passes the threads share the matrices.
 //
 // Accuracy: an entry of A carries the rounding of its logit, a relative ε·|logit|, and the singular values an absolute
-// ε·σ₁ of it; a row's lse is one rounded number, so all of the row's entries in Aᵀ may be off by the same ε·|lse|.
+// ε·σ₁ of it. A and Aᵀ must be the same matrix to that precision, which the subtraction of a large lse endangers. So
+// the scale is multiplied into a copy of the queries, which makes a score of the exchanged roles the same sum of the same
+// products, bit for bit; and everything is kept in units of log2, so the lse of a row that one key dominates is that key's
+// score and the weight is exactly 1.
 #ifndef LOWRANK_ATTENTION_CPU_LOWRANK_H_
 #define LOWRANK_ATTENTION_CPU_LOWRANK_H_
 
@@ -14,14 +17,13 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// Float32 rows of one tensor: where they lie, or a dense copy.
 struct LowRankSpace {
-  BatchRows query;
-  BatchRows key;
-  float* minusLse = nullptr;   // [matrices][queries], an additive mask
-  float* columnLse = nullptr;  // [matrices][keys], ln of A's column sums
-  float* left = nullptr;       // [matrices][queries][width]: Y, then P
-  float* right = nullptr;      // [matrices][keys][width]: Ω, Z, B, then an orthonormal basis of B's columns
+  BatchRows query;  // float32 copy, in units of log2
+  BatchRows key;    // float32: as given, or a copy
+  float* minusLse = nullptr;     // [matrices][queries], an additive mask
+  float* columnLse = nullptr;    // [matrices][keys], log2 of A's column sums
+  float* left = nullptr;         // [matrices][queries][width]: Y, then P
+  float* right = nullptr;        // [matrices][keys][width]: Ω, Z, B, then an orthonormal basis of B's columns
   float* rotateLeft = nullptr;   // [matrices][width][width], u = left·rotateLeft
   float* rotateRight = nullptr;  // and v = right·rotateRight
   float* squares = nullptr;      // [matrices][2][queries], only where energies are wanted
@@ -69,7 +71,7 @@ LA_INLINE FullProblem passOf(const LowRankProblem& problem, bool transposed) {
   pass.kvHeads = 1;
   pass.headDim = problem.headDim;
   pass.valueDim = problem.width;
-  pass.scale = problem.scale;
+  pass.base2 = true;
   // Key j is seen by the queries from j − (keys − queries) on.
   if (problem.causal) (transposed ? pass.left : pass.right) = 0;
   if (transposed) pass.maskKind = MaskKind::kAdditive;
@@ -78,10 +80,10 @@ LA_INLINE FullProblem passOf(const LowRankProblem& problem, bool transposed) {
   return pass;
 }
 
-// Σⱼ exp(2·sᵢⱼ) of every row, as the lse of attention at twice the scale. There has to be a value: one column, not used.
+// Σⱼ 2^(2·sᵢⱼ) of every row, as the lse of attention at twice the scale. There has to be a value: one column, not used.
 LA_INLINE FullProblem squaresOf(const LowRankProblem& problem) {
   FullProblem pass = passOf(problem, false);
-  pass.scale *= 2;
+  pass.scale = 2;
   pass.valueDim = 1;
   return pass;
 }
@@ -139,13 +141,12 @@ LA_INLINE LowRankSpace layOut(const LowRankProblem& problem, Index threads, std:
     space.bytes += static_cast<std::size_t>(4 * roundUp(floats, 16));
     return place;
   };
-  const auto rows = [&](const BatchRows& given, DataType type, Index heads, Index length) {
-    if (type == DataType::kFloat32) return given;
+  const auto copy = [&](Index heads, Index length) {
     return denseRows(take(problem.batch * heads * length * problem.headDim), heads, length, problem.headDim, false);
   };
   const Index matrices = matricesOf(problem);
-  space.query = rows(problem.query, problem.queryType, problem.heads, problem.queries);
-  space.key = rows(problem.key, problem.keyType, problem.kvHeads, problem.keys);
+  space.query = copy(problem.heads, problem.queries);
+  space.key = problem.keyType == DataType::kFloat32 ? problem.key : copy(problem.kvHeads, problem.keys);
   space.minusLse = take(matrices * problem.queries);
   space.columnLse = take(matrices * problem.keys);
   space.left = take(matrices * problem.queries * problem.width);
@@ -169,20 +170,27 @@ static std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index th
   return layOut(problem, threads, nullptr).bytes;
 }
 
-// Copies of what is not float32: values are, and exact attention reads keys and values of one type.
-LA_INLINE void convertInputs(const LowRankProblem& problem, const LowRankSpace& space, const Execution& execution) {
-  const auto convert = [&](const BatchRows& from, DataType type, const BatchRows& to, Index heads, Index length) {
-    if (type == DataType::kFloat32) return;
+// Queries times the scale, and keys that are not float32: values are, and exact attention reads keys and values of one
+// type.
+LA_INLINE void copyInputs(const LowRankProblem& problem, const LowRankSpace& space, const Execution& execution) {
+  const auto copy = [&](const BatchRows& from, DataType type, const BatchRows& to, Index heads, Index length,
+                        float factor) {
     forEachUnit(execution, problem.batch * heads, [&](Index, Index unit) {
       for (Index row = 0; row < length; ++row) {
-        convertRow(type, rowOf(from, type, unit / heads, unit % heads, row), DataType::kFloat32,
-                   rowOf(to, DataType::kFloat32, unit / heads, unit % heads, row), problem.headDim);
+        float* target = static_cast<float*>(rowOf(to, DataType::kFloat32, unit / heads, unit % heads, row));
+        convertRow(type, rowOf(from, type, unit / heads, unit % heads, row), DataType::kFloat32, target,
+                   problem.headDim);
+        for (Index c = 0; c < problem.headDim; ++c) target[c] *= factor;
       }
     });
   };
-  convert(problem.query, problem.queryType, space.query, problem.heads, problem.queries);
-  convert(problem.key, problem.keyType, space.key, problem.kvHeads, problem.keys);
+  copy(problem.query, problem.queryType, space.query, problem.heads, problem.queries, problem.scale * kLog2E);
+  if (problem.keyType != DataType::kFloat32) {
+    copy(problem.key, problem.keyType, space.key, problem.kvHeads, problem.keys, 1);
+  }
 }
+
+LA_INLINE double exp2Of(double x) { return ::exp(x * 0.69314718055994530942); }
 
 // Element `index` of the start, uniform in (−1, 1): splitmix64 (Steele, Lea & Flood 2014) of a counter, to the 24 bits
 // of a float32. Sub-Gaussian as the theory wants it, and the same on every machine, which a logarithm is not.
@@ -238,14 +246,14 @@ LA_INLINE void multiplyTransposed(const LowRankProblem& problem, const LowRankSp
   runFull(passOf(problem, true), execution);
   forEachUnit(execution, matricesOf(problem), [&](Index, Index matrix) {
     for (Index j = 0; j < problem.keys; ++j) {
-      const float sum = static_cast<float>(::exp(static_cast<double>(space.columnLse[matrix * problem.keys + j])));
+      const float sum = static_cast<float>(exp2Of(static_cast<double>(space.columnLse[matrix * problem.keys + j])));
       float* row = space.right + (matrix * problem.keys + j) * problem.width;
       for (Index c = 0; c < problem.width; ++c) row[c] *= sum;
     }
   });
 }
 
-// ‖A‖_F² = Σᵢ exp(lse of the doubled logits − 2·lse).
+// ‖A‖_F² = Σᵢ 2^(lse of the doubled logits − 2·lse).
 LA_INLINE void measureEnergies(const LowRankProblem& problem, const LowRankSpace& space, const Execution& execution) {
   const Index matrices = matricesOf(problem);
   float* lse = space.squares;
@@ -259,7 +267,7 @@ LA_INLINE void measureEnergies(const LowRankProblem& problem, const LowRankSpace
     double sum = 0;
     for (Index i = m * problem.queries; i < (m + 1) * problem.queries; ++i) {
       if (space.minusLse[i] == -kInfinity) continue;
-      sum += ::exp(static_cast<double>(lse[i]) + 2 * static_cast<double>(space.minusLse[i]));
+      sum += exp2Of(static_cast<double>(lse[i]) + 2 * static_cast<double>(space.minusLse[i]));
     }
     problem.energies[m] = sum;
   }
@@ -362,7 +370,7 @@ static void runLowRank(const LowRankProblem& problem, const Execution& execution
   const LowRankSpace space = layOut(problem, execution.threads, execution.workspace);
   Execution pass = execution;
   pass.workspace = space.scratch;
-  convertInputs(problem, space, execution);
+  copyInputs(problem, space, execution);
   drawStart(problem, space, execution);
   multiply(problem, space, true, pass);
   for (Index i = 0; i < problem.powerIterations; ++i) {

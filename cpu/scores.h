@@ -6,12 +6,12 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// scores[j] ← log2(e)·softcap·tanh(scores[j]); the query was scaled by scale / softcap.
+// scores[j] ← softcap·tanh(scores[j]); the query was scaled by scale / softcap. In units of log2.
 template <class Shape>
 LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count) {
   using D = typename Shape::Tag;
   const D d;
-  const auto cap = hn::Set(d, problem.softcap * kLog2E);
+  const auto cap = hn::Set(d, problem.softcap * log2Unit(problem));
   for (Index i = 0; i < count * Shape::kWidth; i += kLanes<D>) {
     hn::Store(hn::Mul(cap, tanh(d, hn::Load(d, scores + i))), d, scores + i);
   }
@@ -19,7 +19,7 @@ LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count)
 
 // An element of the mask in the units of scores.
 LA_INLINE float maskAt(const FullProblem& problem, const FullSequence& sequence, Index index) {
-  if (problem.maskKind == MaskKind::kAdditive) return static_cast<const float*>(sequence.mask)[index] * kLog2E;
+  if (problem.maskKind == MaskKind::kAdditive) return static_cast<const float*>(sequence.mask)[index] * log2Unit(problem);
   return static_cast<const std::uint8_t*>(sequence.mask)[index] != 0 ? 0.0f : -kInfinity;
 }
 

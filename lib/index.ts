@@ -13,7 +13,7 @@ export {
   headSimilaritySync,
 } from './analysis/heads';
 export type { AnalysisOptions } from './analysis/matrix';
-export { type SpectralMetrics, type SpectralMetricsOptions, spectralMetrics } from './analysis/metrics';
+export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
 export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
 export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
 export {

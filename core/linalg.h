@@ -12,8 +12,8 @@ enum class LinalgOperation : std::uint8_t {
   kProduct,  // values (n × p) = aᵀ·b, b (m × p)
 };
 
-// A batch of row-major matrices m × n, each for itself. Bases that are null are not computed; kEigen has no right one. A
-// matrix that holds NaN or infinity gives NaN everywhere in its decomposition.
+// A batch of row-major matrices m × n, each for itself. Bases that are null are not computed; kEigen has no right one.
+// A matrix that holds NaN or infinity gives NaN everywhere in its decomposition.
 struct LinalgProblem {
   LinalgOperation operation = LinalgOperation::kSvd;
   Index batch = 0;

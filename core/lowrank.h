@@ -1,5 +1,5 @@
-// Low-rank factors of attention matrices, A = softmax(scale·Q·Kᵀ) ≈ U·Vᵀ, by the randomised singular value decomposition
-// (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1):
+// Low-rank factors of attention matrices, A = softmax(scale·Q·Kᵀ) ≈ U·Vᵀ, by the randomised singular value
+// decomposition (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1):
 //
 //   Y = A·Ω;  again and again: Z = orth(Aᵀ·orth(Y)), Y = A·Z;  P = orth(Y), B = Aᵀ·P = V·Σ·Wᵀ;  A ≈ P·Bᵀ = (P·W·Σ)·Vᵀ
 //
@@ -7,8 +7,8 @@
 //
 //   (Aᵀ·X)ⱼ = Σᵢ exp(sᵢⱼ − lseᵢ)·Xᵢ,
 //
-// as exact attention with queries and keys exchanged and −lse as an additive mask, whose rows times exp of their own lse
-// are the sums without the division of a softmax. What is kept of a matrix is O((queries + keys)·width).
+// as exact attention with queries and keys exchanged and −lse as an additive mask, whose rows times exp of their own
+// lse are the sums without the division of a softmax. What is kept of a matrix is O((queries + keys)·width).
 #ifndef LOWRANK_ATTENTION_CORE_LOWRANK_H_
 #define LOWRANK_ATTENTION_CORE_LOWRANK_H_
 
@@ -41,8 +41,8 @@ struct LowRankProblem {
   double* singularValues = nullptr;  // [batch][heads][rank], descending
   double* energies = nullptr;        // [batch][heads] ‖A‖_F²; may be null
   std::int32_t* ranks = nullptr;     // [batch][heads] columns of each matrix's factors; 0 where `energy` is not reached
-  // Dense, [batch][heads][queries] and [batch][heads][keys] rows of as many columns as the largest of `ranks`, zero from
-  // the matrix's own rank on. Untouched if a rank is 0. Both null where only singular values are wanted.
+  // Dense, [batch][heads][queries] and [batch][heads][keys] rows of as many columns as the largest of `ranks`, zero
+  // from the matrix's own rank on. Untouched if a rank is 0. Both null where only singular values are wanted.
   float* u = nullptr;
   float* v = nullptr;
 

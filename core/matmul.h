@@ -6,8 +6,8 @@
 
 namespace lowrank_attention {
 
-// C[b] (m × n) = A[offsetsA[b]] (m × k, or k × m when transposeA) · B[offsetsB[b]] (k × n, or n × k when transposeB). All
-// row-major and dense.
+// C[b] (m × n) = A[offsetsA[b]] (m × k, or k × m when transposeA) · B[offsetsB[b]] (k × n, or n × k when transposeB).
+// All row-major and dense.
 struct MatmulProblem {
   DataType typeA = DataType::kFloat32;
   DataType typeB = DataType::kFloat32;

@@ -110,22 +110,22 @@ bool orthonormalize(float* a, Index m, Index n, float* scratch) {
 std::size_t linalgWorkspaceBytes(const LinalgProblem&, Index) { return 0; }
 
 void runLinalg(const LinalgProblem& problem, const Execution& execution) {
-  const auto [operation, batch, m, n, p, a, b, values, left, right] = problem;
-  const Index rank = minimum(m, n);
-  forEachUnit(execution, batch, [&](Index, Index item) {
-    const double* matrix = a + item * m * n;
-    double* itemLeft = left == nullptr ? nullptr : left + item * m * rank;
-    double* itemRight = right == nullptr ? nullptr : right + item * n * rank;
+  const Index m = problem.m, n = problem.n, p = problem.p, rank = minimum(m, n);
+  const auto of = [](double* base, Index item, Index size) { return base == nullptr ? nullptr : base + item * size; };
+  forEachUnit(execution, problem.batch, [&](Index, Index item) {
+    const double* matrix = problem.a + item * m * n;
+    double* left = of(problem.left, item, m * rank);
+    double* right = of(problem.right, item, n * rank);
     bool done = false;
-    switch (operation) {
+    switch (problem.operation) {
       case LinalgOperation::kSvd:
-        done = svd(matrix, m, n, values + item * rank, itemLeft, itemRight);
+        done = svd(matrix, m, n, problem.values + item * rank, left, right);
         break;
       case LinalgOperation::kEigen:
-        done = eigenSymmetric(matrix, n, values + item * rank, itemLeft);
+        done = eigenSymmetric(matrix, n, problem.values + item * rank, left);
         break;
       case LinalgOperation::kProduct:
-        done = innerProduct(matrix, b + item * m * p, m, n, p, values + item * n * p);
+        done = innerProduct(matrix, problem.b + item * m * p, m, n, p, problem.values + item * n * p);
         break;
     }
     if (!done) execution.fail(Code::kMemory);

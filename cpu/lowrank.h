@@ -1,13 +1,14 @@
 // Low-rank factors of attention matrices on the CPU. See core/lowrank.h for the mathematics.
 //
-// A pass is one problem of exact attention whose sequences are the matrices, one a (batch item, query head), so a matrix
-// is cut by its own extents alone and has the same bits in any batch. Between passes the threads share the matrices.
+// A pass is one problem of exact attention whose sequences are the matrices, one a (batch item, query head), so a
+// matrix is cut by its own extents alone and has the same bits in any batch. Between passes the threads share the
+// matrices.
 //
 // Accuracy: an entry of A carries the rounding of its logit, a relative ε·|logit|, and the singular values an absolute
 // ε·σ₁ of it. A and Aᵀ must be the same matrix to that precision, which the subtraction of a large lse endangers. So
-// the scale is multiplied into a copy of the queries, which makes a score of the exchanged roles the same sum of the same
-// products, bit for bit; and everything is kept in units of log2, so the lse of a row that one key dominates is that key's
-// score and the weight is exactly 1.
+// the scale is multiplied into a copy of the queries, which makes a score of the exchanged roles the same sum of the
+// same products, bit for bit; and everything is kept in units of log2, so the lse of a row that one key dominates is
+// that key's score and the weight is exactly 1.
 #ifndef LOWRANK_ATTENTION_CPU_LOWRANK_H_
 #define LOWRANK_ATTENTION_CPU_LOWRANK_H_
 
@@ -18,8 +19,8 @@
 namespace lowrank_attention::HWY_NAMESPACE {
 
 struct LowRankSpace {
-  BatchRows query;  // float32 copy, in units of log2
-  BatchRows key;    // float32: as given, or a copy
+  BatchRows query;               // float32 copy, in units of log2
+  BatchRows key;                 // float32: as given, or a copy
   float* minusLse = nullptr;     // [matrices][queries], an additive mask
   float* columnLse = nullptr;    // [matrices][keys], log2 of A's column sums
   float* left = nullptr;         // [matrices][queries][width]: Y, then P
@@ -192,24 +193,29 @@ LA_INLINE void copyInputs(const LowRankProblem& problem, const LowRankSpace& spa
 
 LA_INLINE double exp2Of(double x) { return ::exp(x * 0.69314718055994530942); }
 
-// Element `index` of the start, uniform in (−1, 1): splitmix64 (Steele, Lea & Flood 2014) of a counter, to the 24 bits
-// of a float32. Sub-Gaussian as the theory wants it, and the same on every machine, which a logarithm is not.
-LA_INLINE float startElement(std::uint32_t seed, std::uint64_t index) {
-  std::uint64_t z = (index + (static_cast<std::uint64_t>(seed) << 40) + 1) * 0x9e3779b97f4a7c15u;
+// Number `index` of the stream that begins at `state`, 64 bits: splitmix64 (Steele, Lea & Flood 2014).
+LA_INLINE std::uint64_t splitmix(std::uint64_t state, std::uint64_t index) {
+  std::uint64_t z = state + (index + 1) * 0x9e3779b97f4a7c15u;
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
   z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-  z ^= z >> 31;
-  return static_cast<float>(static_cast<std::int64_t>(z >> 40) * 2 + 1 - (std::int64_t{1} << 24)) * 0x1p-24f;
+  return z ^ (z >> 31);
+}
+
+// The bits as a float32 uniform in (−1, 1): sub-Gaussian as the theory wants it, and the same on every machine, which a
+// logarithm is not.
+LA_INLINE float uniform(std::uint64_t bits) {
+  return static_cast<float>(static_cast<std::int64_t>(bits >> 40) * 2 + 1 - (std::int64_t{1} << 24)) * 0x1p-24f;
 }
 
 // right ← Ω. Element (j, c) does not depend on the width, so more columns only add to the others.
 LA_INLINE void drawStart(const LowRankProblem& problem, const LowRankSpace& space, const Execution& execution) {
+  const std::uint64_t state = splitmix(0, problem.seed);
   forEachUnit(execution, matricesOf(problem), [&](Index, Index matrix) {
     float* start = space.right + matrix * problem.keys * problem.width;
     for (Index j = 0; j < problem.keys; ++j) {
       for (Index c = 0; c < problem.width; ++c) {
-        start[j * problem.width + c] =
-            startElement(problem.seed, (static_cast<std::uint64_t>(c) << 32) + static_cast<std::uint64_t>(j));
+        const std::uint64_t index = (static_cast<std::uint64_t>(c) << 32) + static_cast<std::uint64_t>(j);
+        start[j * problem.width + c] = uniform(splitmix(state, index));
       }
     }
   });

@@ -104,7 +104,8 @@ static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Inde
       forRowGroups<kMaxRows<2>>(rows, [&](Index first, auto size) {
         float* out = sums + first * stride + p;
         outerProduct<decltype(size)::value, 2>(
-            d, rowsOfA + first * Block::kRowStride, Block::kRowStride, Block::kDepthStride, panels + p * kMatmulDepth, width, depth,
+            d, rowsOfA + first * Block::kRowStride, Block::kRowStride, Block::kDepthStride, panels + p * kMatmulDepth,
+            width, depth,
             [&](int r, int v) { return k0 == 0 ? hn::Zero(d) : hn::LoadU(d, out + r * stride + v * kLanes<Full>); },
             [&](int r, int v, Vec<Full> sum) { hn::StoreU(sum, d, out + r * stride + v * kLanes<Full>); });
       });
@@ -125,8 +126,7 @@ static void runMatmul(const MatmulProblem& problem, const Execution& execution) 
     const Index i0 = unit % perItem / columnUnits * kMatmulRows;
     const Index j0 = unit % columnUnits * kMatmulColumns;
     const auto run = problem.transposeA ? matmulUnit<true> : matmulUnit<false>;
-    run(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0,
-        minimum(kMatmulColumns, problem.n - j0),
+    run(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0, minimum(kMatmulColumns, problem.n - j0),
         reinterpret_cast<float*>(execution.workspace) + worker * matmulWorkerFloats());
   });
 }

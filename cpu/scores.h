@@ -19,7 +19,8 @@ LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count)
 
 // An element of the mask in the units of scores.
 LA_INLINE float maskAt(const FullProblem& problem, const FullSequence& sequence, Index index) {
-  if (problem.maskKind == MaskKind::kAdditive) return static_cast<const float*>(sequence.mask)[index] * log2Unit(problem);
+  if (problem.maskKind == MaskKind::kAdditive)
+    return static_cast<const float*>(sequence.mask)[index] * log2Unit(problem);
   return static_cast<const std::uint8_t*>(sequence.mask)[index] != 0 ? 0.0f : -kInfinity;
 }
 

@@ -82,7 +82,7 @@ describe('divergence of rows', () => {
     });
     expect(errors[0].smallestWeight).toBeLessThan(-0.01);
     expect(errors[0].maxRowSumError).toBeGreaterThan(0.1);
-    expect(errors[0].infiniteRows).toBeGreaterThan(30);
+    expect(errors[0].infiniteRows).toBeGreaterThan(10);
     expect(errors[2].maxRowSumError).toBeLessThan(1e-5);
     for (const { mean, max, infiniteRows } of errors) {
       if (infiniteRows === 60) expect([mean, max]).toEqual([NaN, NaN]);

@@ -75,7 +75,7 @@ const mostPowerIterations = 100;
  * Factors of the attention matrices A = softmax(scale·QKᵀ), A ≈ u·vᵀ, on a worker thread: the randomised singular value
  * decomposition (Halko, Martinsson & Tropp 2011, arXiv 0909.4061, algorithms 4.4 and 5.1). A is never formed: each of
  * 2·powerIterations + 2 passes is one exact attention with values of rank + oversample columns, and memory is
- * O(n·(headDim + rank + oversample)) for every matrix.
+ * O(n·(headDim + rank + oversample)) for every matrix, all of them at once.
  *
  * What it is for: looking at attention, and using the same A on many values ({@link lowRankAttention}). It costs more than
  * one exact attention, so it makes no single call faster. A truncated A is no attention matrix: its rows do not sum to 1

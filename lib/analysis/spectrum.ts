@@ -18,7 +18,8 @@ export interface SpectrumOptions extends SketchOptions {
   readonly count?: number;
   /**
    * Decompose the whole matrix: every singular value to float32 rounding, in O(n²) memory and O(n³) time, and without
-   * `oversample` and `powerIterations`. Default where queries and keys are at most 512.
+   * `oversample` and `powerIterations`, which are refused beside it; an abort waits for the decompositions at work. Default
+   * where queries and keys are at most 512, whatever those two are.
    */
   readonly exact?: boolean;
 }

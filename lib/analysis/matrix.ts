@@ -5,6 +5,7 @@ import { checkAnyTensor, checkOptions } from '../check';
 import { cast } from '../convert';
 import { expected } from '../errors';
 import { float64, type Matrices } from '../linalg';
+import { view } from '../read';
 import type { Tensor } from '../tensor';
 
 /** How an analysis runs. */
@@ -27,7 +28,7 @@ export interface Float64Values {
 export function checkValues(name: string, value: unknown, rank?: number): Float64Values {
   const tensor = checkAnyTensor(name, value, rank);
   const { data } = tensor.type === 'float32' ? (tensor as Tensor<Float32Array>) : cast(tensor, 'float32');
-  const values = float64(name, data.length);
+  const values = float64(name, view.length(data));
   values.set(data);
   const bad = values.findIndex((number) => !Number.isFinite(number));
   if (bad >= 0) throw expected('ERR_ARGUMENT', name, `finite numbers (element ${bad} is not)`, values[bad]);

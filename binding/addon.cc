@@ -25,6 +25,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<read>(exports, "read");
   define<linalg>(exports, "linalg");
   define<linear>(exports, "linear");
+  define<lowrank>(exports, "lowrank");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<nystrom>(exports, "nystrom");

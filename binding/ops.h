@@ -13,6 +13,7 @@ Napi::Value linformer(const Napi::CallbackInfo& info);
 Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
 Napi::Value linear(const Napi::CallbackInfo& info);
+Napi::Value lowrank(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
 Napi::Value nystrom(const Napi::CallbackInfo& info);

@@ -58,7 +58,10 @@ struct FullProblem {
   Index kvHeads = 0;  // divides heads; query head h reads key/value head h / (heads / kvHeads)
   Index headDim = 0;
   Index valueDim = 0;
-  float scale = 1;    // multiplies q·k before everything else
+  float scale = 1;  // multiplies q·k before everything else
+  // Whether scores, and with them `scale`, additive masks and lse, are in units of log2 rather than of the natural
+  // logarithm: softmax is then 2^s over its sum, and nothing is rounded on the way from one unit to the other.
+  bool base2 = false;
   float softcap = 0;  // s ← softcap·tanh(s / softcap); 0 = off
   // A query at position p sees keys p − left … p + right. Causal attention is right = 0.
   Index left = kOpen;

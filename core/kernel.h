@@ -13,6 +13,7 @@ struct FullProblem;
 struct LinalgProblem;
 struct LinearProblem;
 struct LinformerProblem;
+struct LowRankProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct NystromProblem;
@@ -36,6 +37,7 @@ struct KernelSet {
   Kernel<LinalgProblem> linalg;
   Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
+  Kernel<LowRankProblem> lowrank;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<NystromProblem> nystrom;

@@ -8,6 +8,7 @@
 #include "cpu/linalg.h"
 #include "cpu/linear.h"
 #include "cpu/linformer.h"
+#include "cpu/lowrank.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
 #include "cpu/nystrom.h"
@@ -23,6 +24,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linalgWorkspaceBytes, runLinalg},
           {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
+          {lowRankWorkspaceBytes, runLowRank},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
           {nystromWorkspaceBytes, runNystrom},

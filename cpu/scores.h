@@ -6,12 +6,12 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// scores[j] ← log2(e)·softcap·tanh(scores[j]); the query was scaled by scale / softcap.
+// scores[j] ← softcap·tanh(scores[j]); the query was scaled by scale / softcap. In units of log2.
 template <class Shape>
 LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count) {
   using D = typename Shape::Tag;
   const D d;
-  const auto cap = hn::Set(d, problem.softcap * kLog2E);
+  const auto cap = hn::Set(d, problem.softcap * log2Unit(problem));
   for (Index i = 0; i < count * Shape::kWidth; i += kLanes<D>) {
     hn::Store(hn::Mul(cap, tanh(d, hn::Load(d, scores + i))), d, scores + i);
   }
@@ -32,6 +32,13 @@ LA_INLINE bool hiddenFromAll(const FullProblem& problem, const FullSequence& seq
   return true;
 }
 
+// An element of the mask in the units of scores.
+LA_INLINE float maskAt(const FullProblem& problem, const FullSequence& sequence, Index index) {
+  if (problem.maskKind == MaskKind::kAdditive)
+    return static_cast<const float*>(sequence.mask)[index] * log2Unit(problem);
+  return static_cast<const std::uint8_t*>(sequence.mask)[index] != 0 ? 0.0f : -kInfinity;
+}
+
 // Adds the mask of keys [keys.begin, keys.end); a key hidden by a boolean or by −∞ gets the score −∞ whatever it was,
 // so that NaN behind a mask stays behind it. `scratch` holds one tile of scores.
 template <class Shape>
@@ -41,28 +48,24 @@ LA_INLINE void maskScores(const FullProblem& problem, const FullSequence& sequen
   const D d;
   constexpr Index width = Shape::kWidth;
   const Index count = keys.end - keys.begin;
+  const auto hidden = hn::Set(d, -kInfinity);
+  if (problem.maskQueryStride == 0 && (problem.maskHeadStride == 0 || problem.heads == problem.kvHeads)) {
+    // One row of the mask for all rows of the panel.
+    const Index first = PanelRows(problem, panel).next().head * problem.maskHeadStride + keys.begin;
+    for (Index j = 0; j < count; ++j) {
+      const float mask = maskAt(problem, sequence, first + j);
+      for (Index i = j * width; i < (j + 1) * width; i += kLanes<D>) {
+        hn::Store(mask == -kInfinity ? hidden : hn::Add(hn::Load(d, scores + i), hn::Set(d, mask)), d, scores + i);
+      }
+    }
+    return;
+  }
   PanelRows places(problem, panel);
-  // So many lanes from `lane` on get the mask of the next row.
-  const auto fill = [&](Index lane, Index copies) {
+  for (Index lane = 0; lane < width; ++lane) {
     const auto [query, head] = places.next();
     const Index first = head * problem.maskHeadStride + query * problem.maskQueryStride + keys.begin;
-    const auto copy = [&](Index j, float bias) {
-      for (Index i = 0; i < copies; ++i) scratch[j * width + lane + i] = bias;
-    };
-    if (problem.maskKind == MaskKind::kBool) {
-      const std::uint8_t* row = static_cast<const std::uint8_t*>(sequence.mask) + first;
-      for (Index j = 0; j < count; ++j) copy(j, row[j] != 0 ? 0.0f : -kInfinity);
-    } else {
-      const float* row = static_cast<const float*>(sequence.mask) + first;
-      for (Index j = 0; j < count; ++j) copy(j, row[j] * kLog2E);
-    }
-  };
-  if (maskOfKeys(problem)) {
-    fill(0, width);
-  } else {
-    for (Index lane = 0; lane < width; ++lane) fill(lane, 1);
+    for (Index j = 0; j < count; ++j) scratch[j * width + lane] = maskAt(problem, sequence, first + j);
   }
-  const auto hidden = hn::Set(d, -kInfinity);
   for (Index i = 0; i < count * width; i += kLanes<D>) {
     const auto mask = hn::Load(d, scratch + i);
     const auto sum = hn::Add(hn::Load(d, scores + i), mask);

@@ -1,3 +1,21 @@
+export { principalAngles, principalAnglesSync } from './analysis/angles';
+export { linearCka, linearCkaSync } from './analysis/cka';
+export {
+  type ApproximationError,
+  type AttentionRowKl,
+  approximationError,
+  attentionRowKl,
+} from './analysis/error';
+export {
+  type HeadDiversity,
+  headDiversity,
+  headSimilarity,
+  headSimilaritySync,
+} from './analysis/heads';
+export type { AnalysisOptions } from './analysis/matrix';
+export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
+export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
+export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
 export {
   type AttendItem,
   type AttendOptions,
@@ -49,6 +67,16 @@ export {
   LinformerState,
   type LinformerStateOptions,
 } from './linformer-state';
+export {
+  type AttentionFactors,
+  attentionFactors,
+  attentionFactorsSync,
+  type FactorOptions,
+  type LowRankFactors,
+  lowRankAttention,
+  lowRankAttentionSync,
+  type SketchOptions,
+} from './lowrank';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';

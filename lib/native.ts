@@ -41,6 +41,7 @@ export interface Addon {
   readonly convert: NativeOp;
   readonly read: NativeOp;
   readonly linalg: NativeOp;
+  readonly lowrank: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
   readonly linear: NativeOp;

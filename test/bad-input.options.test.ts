@@ -307,12 +307,28 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
     return { device, isa, threads, layout, keyMask: wrongBools(1, 5) };
   }
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
-  if (name.startsWith('matmul')) return { ...general, transposeB: notBoolean };
+  if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
+  if (name.startsWith('lowRankAttention')) return general;
+  if (name.startsWith('headSimilarity')) return general;
+  if (name.startsWith('spectrum')) {
+    return {
+      ...general,
+      layout,
+      scale: notFinite,
+      causal: notBoolean,
+      oversample: [...notWhole, ...numbers(-1)],
+      powerIterations: [...notWhole, ...numbers(-1, 101)],
+      seed: [...notWhole, ...numbers(-1, 2 ** 32)],
+      count: [...notWhole, ...numbers(0, 4)],
+      exact: notBoolean,
+    };
+  }
   return { layout };
 }
 
-const optioned = entries.filter(({ name }) => name !== 'cast');
+// What attentionFactors must be given stands in lowrank.calls.test.ts; the rest of its options are those of spectrum.
+const optioned = entries.filter(({ name }) => name !== 'cast' && !name.startsWith('attentionFactors'));
 
 describe.each(optioned.map((entry) => ({ entry, places: Object.keys(entry.tensors)[0] })))(
   'options of $entry.name ($places)',

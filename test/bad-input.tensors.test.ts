@@ -99,6 +99,14 @@ describe('tensors that do not fit', () => {
       [{ 'parts[1].lse': of(1, 3, 2) }, { code: 'ERR_SHAPE', argument: 'parts[1].lse' }],
       [{ 'parts[0].lse': zeros([1, 2, 3], 'float16') }, { code: 'ERR_TYPE', argument: 'parts[0].lse' }],
     ],
+    attentionFactors: [
+      [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 3, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 4, 0, 8) }, { code: 'ERR_SHAPE', argument: 'q' }],
+      [{ k: of(2, 2, 0, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ k: of(2, 2, 1, 8) }, { code: 'ERR_ARGUMENT', argument: 'rank' }],
+    ],
     'KvCache.append': [
       [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
       [{ key: of(1, 3, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],

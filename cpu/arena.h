@@ -1,5 +1,5 @@
-// Memory of a workspace, handed out piece by piece. Without memory it only counts, so that the code that places the pieces
-// is also the formula of their size.
+// Memory of a workspace, handed out piece by piece. Without memory it only counts, so that the code that places the
+// pieces is also the formula of their size.
 #ifndef LOWRANK_ATTENTION_CPU_ARENA_H_
 #define LOWRANK_ATTENTION_CPU_ARENA_H_
 

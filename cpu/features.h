@@ -13,12 +13,12 @@
 namespace lowrank_attention::HWY_NAMESPACE {
 
 // Floats from one row of features to the next: an odd number of cache lines, so that a column of a tile, which is what
-// products run along, is spread over all sets of the cache; and at least a vector more than needed, so that a row may be
-// written in whole vectors from any feature on.
+// products run along, is spread over all sets of the cache; and at least a vector more than needed, so that a row may
+// be written in whole vectors from any feature on.
 LA_INLINE constexpr Index featureStride(Index features) { return ((divideUp(features, 16) + 1) | 1) * 16; }
 
-// Calls body(column, Constant<vectors>) for the panels, of one or two vectors, that so many columns are cut into. A panel
-// of `depth` rows begins at column·depth floats, as the panels follow one another.
+// Calls body(column, Constant<vectors>) for the panels, of one or two vectors, that so many columns are cut into. A
+// panel of `depth` rows begins at column·depth floats, as the panels follow one another.
 template <class Body>
 LA_INLINE void forPanels(Index columns, const Body& body) {
   constexpr Index n = kLanes<Full>;
@@ -43,8 +43,8 @@ struct FeatureRows {
   Index count = 0;
   float scale = 1;
   const float* weights = nullptr;  // [outputs][headDim]; null for a map without
-  const float* panels = nullptr;   // the same as panels [headDim][W]; null where there are too few rows to pack them for
-  const float* angles = nullptr;   // [rows][2], sine and cosine; of kCosformer
+  const float* panels = nullptr;  // the same as panels [headDim][W]; null where there are too few rows to pack them for
+  const float* angles = nullptr;  // [rows][2], sine and cosine; of kCosformer
 };
 
 // Scratch of one worker.
@@ -167,7 +167,8 @@ LA_INLINE void taylorRow(const float* source, Index dim, float* target) {
   }
 }
 
-// φ of rows [first, first + count) into rows of `target`, featureStride(F) apart, zero from feature F up to a multiple of
+// φ of rows [first, first + count) into rows of `target`, featureStride(F) apart, zero from feature F up to a multiple
+// of
 // 16. What a map cannot hold as a number comes apart: row r stands for e^logs[r]·target[r].
 static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, Index first, Index count, float* target,
                          float* logs, const FeatureScratch& scratch) {
@@ -180,7 +181,8 @@ static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, 
                        problem.kind != FeatureKind::kTaylor;
   for (Index r = 0; r < count && !inPlace; ++r) {
     float* input = scratch.input + r * inputStride(problem);
-    convertRow(rows.type, elementAt(rows.data, rows.type, (first + r) * rows.rowStride), DataType::kFloat32, input, dim);
+    convertRow(rows.type, elementAt(rows.data, rows.type, (first + r) * rows.rowStride), DataType::kFloat32, input,
+               dim);
     if (rows.scale != 1) scaleRow(input, dim, rows.scale);
     for (Index c = dim; c < roundUp(dim, 16); ++c) input[c] = 0;
   }
@@ -241,8 +243,8 @@ static void makeFeatures(const LinearProblem& problem, const FeatureRows& rows, 
 LA_INLINE void fillAngles(const LinearProblem& problem, const FeatureMap& map, Index first, Index count,
                           float* angles) {
   for (Index r = first; r < first + count; ++r) {
-    const double angle = 1.57079632679489661923 * static_cast<double>(map.firstPosition + r + 1) /
-                         static_cast<double>(problem.period);
+    const double angle =
+        1.57079632679489661923 * static_cast<double>(map.firstPosition + r + 1) / static_cast<double>(problem.period);
     angles[2 * r] = static_cast<float>(::sin(angle));
     angles[2 * r + 1] = static_cast<float>(::cos(angle));
   }

@@ -14,6 +14,7 @@
 
 #include <type_traits>
 
+#include "core/execution.h"
 #include "cpu/scores.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {

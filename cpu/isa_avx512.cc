@@ -1,9 +1,5 @@
-#include <hwy/highway.h>
-
-static_assert(HWY_TARGET == HWY_AVX3, "compile flags do not give AVX-512");
-
 #include "cpu/isa.h"
-#include "cpu/kernel_set.h"
+#include "cpu/kernels.h"
 
 namespace lowrank_attention {
 

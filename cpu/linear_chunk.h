@@ -1,12 +1,12 @@
 // A range of keys of one head, chunk by chunk (Yang et al. 2023, arXiv 2312.06635, section 4): a query reads the state
 // before its chunk and, of its own chunk, the values of the keys up to its own, weighted by φ(q)·φ(k).
 //
-// Decays of a head and kFavor's logarithms are weights of a pair, all at most 1: of row i with the state before the chunk
-// and with key j
+// Decays of a head and kFavor's logarithms are weights of a pair, all at most 1: of row i with the state before the
+// chunk and with key j
 //   carry_i = Π_{t ≤ i} step_t      weight_ij = own_j·Π_{j < t ≤ i} step_t
 //   step_t = e^(g_t + C_{t−1} − C_t)      own_j = e^(a_j − C_j)
-// where a_j is the logarithm that key j's features are to be multiplied by e^ of and C_t the largest up to key t. A row is
-// thus at the scale of what it has seen: neither later keys nor where chunks end show through ε.
+// where a_j is the logarithm that key j's features are to be multiplied by e^ of and C_t the largest up to key t. A row
+// is thus at the scale of what it has seen: neither later keys nor where chunks end show through ε.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_CHUNK_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_CHUNK_H_
 
@@ -143,8 +143,8 @@ static void attendChunk(const Chunk& chunk, Index queryHead) {
   writeRows(chunk.head, queryHead, chunk.first, chunk.count, reads, sums, scratch);
 }
 
-// Adds the chunk's keys to the sum; gives the state after it in scratch.state if there is a past, unless it is the range's
-// last.
+// Adds the chunk's keys to the sum; gives the state after it in scratch.state if there is a past, unless it is the
+// range's last.
 static void closeChunk(const Chunk& chunk, const PastState& past, bool last, RangeSum& sum) {
   const LinearScratch& scratch = chunk.scratch;
   const StateShape& shape = chunk.head.shape;
@@ -194,8 +194,7 @@ static void runRange(const LinearHead& head, KeyRange keys, const PastState& pas
   const float* state = past.state;
   for (Index first = keys.begin; first < keys.end; first += step) {
     if (execution.aborted()) return;
-    Chunk chunk{head,    first, minimum(step, keys.end - first), scratch, {}, weighted ? &weights : nullptr,
-                state, true};
+    Chunk chunk{head, first, minimum(step, keys.end - first), scratch, {}, weighted ? &weights : nullptr, state, true};
     stageKeys(head, first, chunk.count, scratch);
     stageValues(head, first, chunk.count, scratch);
     if (weighted) weighChunk(head, first, chunk.count, scratch.keyLog, past.log, sum, weights);

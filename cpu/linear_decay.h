@@ -1,8 +1,8 @@
 // Decays of each feature (GLA, Yang et al. 2023, arXiv 2312.06635): inside a chunk the pair of row i and key j is
 //   Σ_f row_i[f]·key_j[f]·Π_{j < t ≤ i} e^g_t[f]
 // which is a product of matrices only if the factor is cut in two. Cut at a common place of all pairs one half would be
-// e^(+Σ|g|), so the chunk is cut into blocks: pairs of different blocks are cut where the row's block begins, both halves
-// being at most 1, and pairs of one block are taken one by one. All factors are products of e^g: nothing is ever
+// e^(+Σ|g|), so the chunk is cut into blocks: pairs of different blocks are cut where the row's block begins, both
+// halves being at most 1, and pairs of one block are taken one by one. All factors are products of e^g: nothing is ever
 // divided, nor a difference of sums taken, so that a decay to nothing (g = −∞) is like any other.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_DECAY_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_DECAY_H_
@@ -30,8 +30,8 @@ LA_INLINE void rowsToLanePanels(const float* rows, Index count, Index features, 
   }
 }
 
-// pairs[i][j] = row_i · key_j for rows [begin, end) and the panels of keys [0, keys); where `triangle`, only panels that
-// hold a key j ≤ i.
+// pairs[i][j] = row_i · key_j for rows [begin, end) and the panels of keys [0, keys); where `triangle`, only panels
+// that hold a key j ≤ i.
 LA_INLINE void multiplyPairs(const float* rows, Index begin, Index end, Index features, const float* lanes, Index keys,
                              bool triangle, float* pairs) {
   const Full d;
@@ -154,8 +154,7 @@ static void decayedPairs(const float* rows, Index count, Index features, const f
   for (Index block = 0; block < count; block += kDecayBlock) {
     const Index end = minimum(count, block + kDecayBlock);
     for (Index i = block; i < end && block > 0; ++i) {
-      multiplyRow(rows + i * rowStride, decays.fromBlock + i * stride, features,
-                  decays.rows + (i - block) * rowStride);
+      multiplyRow(rows + i * rowStride, decays.fromBlock + i * stride, features, decays.rows + (i - block) * rowStride);
     }
     multiplyPairs(decays.rows, block, end, features, decays.lanes + block / kDecayBlock * kLinearChunk * features,
                   block, false, pairs);

@@ -1,10 +1,11 @@
-// The delta rules a chunk at a time (Yang et al. 2024, arXiv 2406.06484, section 3; with gates arXiv 2412.06464). What key
-// i writes is u_i = β_i(v_i − k_i S), S being the state just before; inside a chunk that begins with state S0
+// The delta rules a chunk at a time (Yang et al. 2024, arXiv 2406.06484, section 3; with gates arXiv 2412.06464). What
+// key i writes is u_i = β_i(v_i − k_i S), S being the state just before; inside a chunk that begins with state S0
 //   (I + A) U = β ⊙ (V − (carry ⊙ K) S0)      A_ij = β_i·decay_ij·(k_i·k_j) for j < i, else 0
 // so U comes by forward substitution, and from there on the chunk is that of the plain rules with U for the values.
-// U depends on S0, hence on all keys before: chunks follow one another. A chunk is a range of its own, so that its writes
-// meet the state in float64: they take back what the state holds, and if the two were added in float32 once a thousand
-// keys only, what rounding left of a large state would stay where the rule has long replaced it by a small one.
+// U depends on S0, hence on all keys before: chunks follow one another. A chunk is a range of its own, so that its
+// writes meet the state in float64: they take back what the state holds, and if the two were added in float32 once a
+// thousand keys only, what rounding left of a large state would stay where the rule has long replaced it by a small
+// one.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_DELTA_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_DELTA_H_
 

@@ -8,8 +8,8 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// Keys of a causal chunk, whose queries meet each other's keys one by one and those of earlier chunks in the state. Short
-// enough for the former, which cost F + valueDim operations a pair, not to outweigh the latter.
+// Keys of a causal chunk, whose queries meet each other's keys one by one and those of earlier chunks in the state.
+// Short enough for the former, which cost F + valueDim operations a pair, not to outweigh the latter.
 constexpr Index kLinearChunk = 32;
 // Rows of a tile where no query meets a key.
 constexpr Index kLinearTile = 64;
@@ -34,8 +34,7 @@ LA_INLINE Index panelFloats(const LinearProblem& problem) {
 }
 
 LA_INLINE FeatureRows featureRows(const LinearProblem& problem, const FeatureMap& map, const void* data, DataType type,
-                                  Index rowStride, Index count, Index head, const float* panels,
-                                  const float* angles) {
+                                  Index rowStride, Index count, Index head, const float* panels, const float* angles) {
   FeatureRows rows{data, type, rowStride, count, map.scale, nullptr, nullptr, angles};
   const bool own = map.weightHeadStride != 0;
   if (map.weights != nullptr) rows.weights = map.weights + (own ? head * map.weightHeadStride : 0);
@@ -58,9 +57,9 @@ struct LinearScratch {
   float* carry = nullptr;
   float* decays = nullptr;  // of decays a feature, see cpu/linear_decay.h
   RangeSum sum;
-  float* state = nullptr;      // the sum and the past
-  float* past = nullptr;       // the state before the range
-  double* total = nullptr;     // the same in float64
+  float* state = nullptr;   // the sum and the past
+  float* past = nullptr;    // the state before the range
+  double* total = nullptr;  // the same in float64
 };
 
 struct LinearHead {

@@ -1,9 +1,9 @@
-// The state of linear attention while it is worked on: S and z of one (batch item, key/value head), and the two products
-// it takes part in.
+// The state of linear attention while it is worked on: S and z of one (batch item, key/value head), and the two
+// products it takes part in.
 //
-// S lies in panels [F][W] of the value's columns, so that a product reads it forwards; z [F] follows. Sums over the keys
-// of a range are float32 and start from zero; sums over ranges are float64. So neither a million keys nor the way the work
-// is shared change what is lost by rounding.
+// S lies in panels [F][W] of the value's columns, so that a product reads it forwards; z [F] follows. Sums over the
+// keys of a range are float32 and start from zero; sums over ranges are float64. So neither a million keys nor the way
+// the work is shared change what is lost by rounding.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_STATE_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_STATE_H_
 
@@ -86,8 +86,8 @@ LA_INLINE float larger(float a, float b) { return a > b ? a : b; }
 struct RangeSum {
   float* state = nullptr;  // to be multiplied by e^log
   float log = 0;
-  double decay = 1;                 // Π e^g of the head
-  double* featureDecay = nullptr;   // [F] the same for each feature; null without
+  double decay = 1;                // Π e^g of the head
+  double* featureDecay = nullptr;  // [F] the same for each feature; null without
 };
 
 LA_INLINE void clearSum(const LinearProblem& problem, const StateShape& shape, RangeSum& sum) {

@@ -1,9 +1,9 @@
-// A few tokens that continue a state: decoding. Reading the state and writing it back is the cost, so it is done once, row
-// after row, and every token of the call passes over a few rows while they are in registers and L1. Arithmetic on the
-// state is float64, as it is kept so.
+// A few tokens that continue a state: decoding. Reading the state and writing it back is the cost, so it is done once,
+// row after row, and every token of the call passes over a few rows while they are in registers and L1. Arithmetic on
+// the state is float64, as it is kept so.
 //
-// The delta rules need k·S before they can write: their tokens go over the state of a head twice each, while it is in the
-// caches.
+// The delta rules need k·S before they can write: their tokens go over the state of a head twice each, while it is in
+// the caches.
 #ifndef LOWRANK_ATTENTION_CPU_LINEAR_STEP_H_
 #define LOWRANK_ATTENTION_CPU_LINEAR_STEP_H_
 
@@ -24,14 +24,14 @@ LA_INLINE bool isStep(const LinearProblem& problem) {
 // Scratch of one worker.
 struct StepScratch {
   FeatureScratch features;
-  float* rows = nullptr;    // [tokens][featureStride(F)]
-  float* decays = nullptr;  // [F padded]
-  double* key = nullptr;    // [tokens][F]
-  double* keep = nullptr;   // [tokens][F]
-  double* query = nullptr;  // [query heads of the group][tokens][F]
-  double* value = nullptr;  // [tokens][valueDim]
-  double* output = nullptr; // [query heads of the group][tokens][valueDim]
-  float* row = nullptr;     // [valueDim]
+  float* rows = nullptr;     // [tokens][featureStride(F)]
+  float* decays = nullptr;   // [F padded]
+  double* key = nullptr;     // [tokens][F]
+  double* keep = nullptr;    // [tokens][F]
+  double* query = nullptr;   // [query heads of the group][tokens][F]
+  double* value = nullptr;   // [tokens][valueDim]
+  double* output = nullptr;  // [query heads of the group][tokens][valueDim]
+  float* row = nullptr;      // [valueDim]
 };
 
 LA_INLINE StepScratch placeStep(const LinearProblem& problem, Arena& arena) {
@@ -76,8 +76,8 @@ static float loadTokens(const LinearHead& head, float log, const StepScratch& sc
       continue;
     }
     const float total = larger(log, logs[t]);
-    widenRow(scratch.rows + t * featureStride(features), features,
-             static_cast<double>(expDifference(logs[t], total)), key);
+    widenRow(scratch.rows + t * featureStride(features), features, static_cast<double>(expDifference(logs[t], total)),
+             key);
     double factor = static_cast<double>(expDifference(log, total));
     log = total;
     if (head.decaysHead()) factor *= ::exp(static_cast<double>(head.decay[t * problem.decayRowStride]));

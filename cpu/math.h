@@ -29,8 +29,8 @@ LA_INLINE Vec<D> exp2NonPositive(D d, Vec<D> x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
-// e^x for x <= 0, and as exact where |x| is large: what rounding took from x·log2(e) is put back, where there is a fused
-// multiply-add to find it.
+// e^x for x <= 0, and as exact where |x| is large: what rounding took from x·log2(e) is put back, where there is a
+// fused multiply-add to find it.
 template <class D>
 LA_INLINE Vec<D> expNonPositive(D d, Vec<D> x) {
   const auto log2e = hn::Set(d, kLog2E);

@@ -7,6 +7,11 @@
 
 #include "core/types.h"
 
+// Highway falls back in silence to a narrower target where a compiler flag is missing.
+#if HWY_TARGET != LA_TARGET
+#error "compile flags do not give the instruction set that is meant"
+#endif
+
 namespace lowrank_attention::HWY_NAMESPACE {
 
 namespace hn = hwy::HWY_NAMESPACE;

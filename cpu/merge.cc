@@ -1,13 +1,12 @@
 // Merging parts of attention on the CPU: one pass over all parts a row, in ascending order. See core/merge.h.
 // A row that no part has seen (every lse −∞) gives zeros and lse = −∞.
-#ifndef LOWRANK_ATTENTION_CPU_MERGE_H_
-#define LOWRANK_ATTENTION_CPU_MERGE_H_
+
+#include "core/merge.h"
 
 #include <cmath>
 
 #include "core/execution.h"
-#include "core/merge.h"
-#include "cpu/simd.h"
+#include "cpu/kernels.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -16,7 +15,7 @@ constexpr Index kMergeRows = 64;
 // Elements of a row handled at once.
 constexpr Index kMergeChunk = 256;
 
-static std::size_t mergeWorkspaceBytes(const MergeProblem&, Index) { return 0; }
+std::size_t mergeWorkspaceBytes(const MergeProblem&, Index) { return 0; }
 
 LA_INLINE void mergeRow(const MergeProblem& problem, Index row) {
   float max = -__builtin_inff();
@@ -52,7 +51,7 @@ LA_INLINE void mergeRow(const MergeProblem& problem, Index row) {
   }
 }
 
-static void runMerge(const MergeProblem& problem, const Execution& execution) {
+void runMerge(const MergeProblem& problem, const Execution& execution) {
   const Index rows = problem.batch * problem.heads * problem.length;
   forEachUnit(execution, divideUp(rows, kMergeRows), [&](Index, Index unit) {
     const Index end = minimum(rows, (unit + 1) * kMergeRows);
@@ -61,5 +60,3 @@ static void runMerge(const MergeProblem& problem, const Execution& execution) {
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_MERGE_H_

@@ -5,11 +5,11 @@
 // reused by all rows of a unit; rows of A are read where they lie, kMaxRows at a time, and broadcast.
 // A unit of work is (batch item, rows, columns) of C; its inner dimension is never split between threads, so the
 // result does not depend on their number.
-#ifndef LOWRANK_ATTENTION_CPU_MATMUL_H_
-#define LOWRANK_ATTENTION_CPU_MATMUL_H_
+
+#include "core/matmul.h"
 
 #include "core/execution.h"
-#include "core/matmul.h"
+#include "cpu/kernels.h"
 #include "cpu/microkernel.h"
 #include "cpu/transpose.h"
 
@@ -25,7 +25,7 @@ LA_INLINE Index matmulWorkerFloats() {
   return kMatmulDepth * kMatmulColumns + kMatmulRows * kMatmulDepth + kMatmulRows * kMatmulColumns;
 }
 
-static std::size_t matmulWorkspaceBytes(const MatmulProblem&, Index threads) {
+std::size_t matmulWorkspaceBytes(const MatmulProblem&, Index threads) {
   return static_cast<std::size_t>(4 * threads * matmulWorkerFloats());
 }
 
@@ -118,7 +118,7 @@ static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Inde
   }
 }
 
-static void runMatmul(const MatmulProblem& problem, const Execution& execution) {
+void runMatmul(const MatmulProblem& problem, const Execution& execution) {
   const Index rowUnits = divideUp(problem.m, kMatmulRows);
   const Index columnUnits = divideUp(problem.n, kMatmulColumns);
   const Index perItem = rowUnits * columnUnits;
@@ -132,5 +132,3 @@ static void runMatmul(const MatmulProblem& problem, const Execution& execution) 
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_MATMUL_H_

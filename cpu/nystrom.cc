@@ -7,11 +7,9 @@
 //
 // Nothing of it is as large as queries × keys: beside the output O(length + m·(headDim + valueDim)) a head, and O(m²) a
 // thread.
-#ifndef LOWRANK_ATTENTION_CPU_NYSTROM_H_
-#define LOWRANK_ATTENTION_CPU_NYSTROM_H_
 
 #include "cpu/convolution.h"
-#include "cpu/full.h"
+#include "cpu/kernels.h"
 #include "cpu/landmarks.h"
 #include "cpu/pseudo_inverse.h"
 
@@ -126,7 +124,7 @@ LA_INLINE NystromWorkspace layOut(const NystromProblem& problem, Index threads, 
   return space;
 }
 
-static std::size_t nystromWorkspaceBytes(const NystromProblem& problem, Index threads) {
+std::size_t nystromWorkspaceBytes(const NystromProblem& problem, Index threads) {
   return layOut(problem, threads, nullptr).bytes;
 }
 
@@ -224,8 +222,7 @@ LA_INLINE void convolveBlock(const NystromProblem& problem, const NystromWorkspa
                              const Execution& execution) {
   const Qkv& qkv = problem.qkv;
   const auto bytes = static_cast<std::size_t>(4 * qkv.valueDim);
-  const float* staged =
-      space.staged + (head * minimum(kStagedRows, qkv.queries) + block.begin - first) * qkv.valueDim;
+  const float* staged = space.staged + (head * minimum(kStagedRows, qkv.queries) + block.begin - first) * qkv.valueDim;
   for (Index i = 0; i < block.end - block.begin; ++i) {
     __builtin_memcpy(scratch.sums.row(i), staged + i * qkv.valueDim, bytes);
   }
@@ -271,7 +268,7 @@ LA_INLINE void attendAndConvolve(const NystromProblem& problem, const NystromWor
   }
 }
 
-static void runNystrom(const NystromProblem& problem, const Execution& execution) {
+void runNystrom(const NystromProblem& problem, const Execution& execution) {
   const Qkv& qkv = problem.qkv;
   const NystromWorkspace space = layOut(problem, execution.threads, execution.workspace);
   Execution inShared = execution;
@@ -296,5 +293,3 @@ static void runNystrom(const NystromProblem& problem, const Execution& execution
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_NYSTROM_H_

@@ -1,15 +1,14 @@
-// Linear attention on the CPU: cuts a problem into units of work and runs them over the threads. See core/linear.h for the
-// mathematics and cpu/linear_chunk.h for the loop.
+// Linear attention on the CPU: cuts a problem into units of work and runs them over the threads. See core/linear.h for
+// the mathematics and cpu/linear_chunk.h for the loop.
 //
-// Keys are cut into ranges, whose sums are float32 and start from zero; the state between ranges is float64. Where there
-// are heads enough, a unit is a head: range after range. Else ranges are units too, in three passes: the sums of all
-// ranges, then for every head the state before each range, then the rows of the queries. Both do the same arithmetic in
-// the same order, so that the choice, which depends on the threads and the batch, cannot show in a bit of the result. The
-// delta rules, whose sums need the state before them, know the first way only. A few tokens that continue a state go
-// another way, see cpu/linear_step.h.
-#ifndef LOWRANK_ATTENTION_CPU_LINEAR_H_
-#define LOWRANK_ATTENTION_CPU_LINEAR_H_
+// Keys are cut into ranges, whose sums are float32 and start from zero; the state between ranges is float64. Where
+// there are heads enough, a unit is a head: range after range. Else ranges are units too, in three passes: the sums of
+// all ranges, then for every head the state before each range, then the rows of the queries. Both do the same
+// arithmetic in the same order, so that the choice, which depends on the threads and the batch, cannot show in a bit of
+// the result. The delta rules, whose sums need the state before them, know the first way only. A few tokens that
+// continue a state go another way, see cpu/linear_step.h.
 
+#include "cpu/kernels.h"
 #include "cpu/linear_chunk.h"
 #include "cpu/linear_step.h"
 
@@ -49,11 +48,12 @@ LA_INLINE LinearPlan planLinear(const LinearProblem& problem, Index threads) {
   plan.rangeKeys = rangeKeys(problem);
   plan.ranges = divideUp(qkv.keys, plan.rangeKeys);
   if (plan.step || threads == 1 || isDelta(problem)) return plan;
-  const Index finest =
-      problem.causal ? plan.ranges : maximum(plan.ranges, divideUp(qkv.queries, kLinearQueries) * qkv.heads / qkv.kvHeads);
+  const Index finest = problem.causal
+                           ? plan.ranges
+                           : maximum(plan.ranges, divideUp(qkv.queries, kLinearQueries) * qkv.heads / qkv.kvHeads);
   if (finest <= 1) return plan;
-  // The last heads leave threads idle; ranges do not, but of a causal call, which computes their sums twice, half as much
-  // again is to be done.
+  // The last heads leave threads idle; ranges do not, but of a causal call, which computes their sums twice, half as
+  // much again is to be done.
   const Index rounds = divideUp(plan.heads, threads) * threads;
   plan.byHead = problem.causal && problem.qkv.queries > 0 ? 2 * rounds <= 3 * plan.heads : 8 * rounds <= 9 * plan.heads;
   return plan;
@@ -144,7 +144,7 @@ LA_INLINE LinearWorkspace layOutLinear(const LinearProblem& problem, const Linea
   return space;
 }
 
-static std::size_t linearWorkspaceBytes(const LinearProblem& problem, Index threads) {
+std::size_t linearWorkspaceBytes(const LinearProblem& problem, Index threads) {
   return layOutLinear(problem, planLinear(problem, threads), threads, nullptr).bytes;
 }
 
@@ -303,8 +303,8 @@ static void attendRanges(const LinearCall& call) {
       const LinearHead head = call.head(unit / ranges);
       const RangeSum& before = call.space.sums[unit];
       const bool empty = unit % ranges == 0 && head.stateIn() == nullptr;
-      runRange(head, call.range(unit % ranges), {empty ? nullptr : before.state, before.log}, true, scratch.sum, scratch,
-               call.execution);
+      runRange(head, call.range(unit % ranges), {empty ? nullptr : before.state, before.log}, true, scratch.sum,
+               scratch, call.execution);
     });
     return;
   }
@@ -320,7 +320,7 @@ static void attendRanges(const LinearCall& call) {
   });
 }
 
-static void runLinear(const LinearProblem& problem, const Execution& execution) {
+void runLinear(const LinearProblem& problem, const Execution& execution) {
   const LinearPlan plan = planLinear(problem, execution.threads);
   const LinearWorkspace space = layOutLinear(problem, plan, execution.threads, execution.workspace);
   const LinearCall call{problem, plan, space, execution};
@@ -343,5 +343,3 @@ static void runLinear(const LinearProblem& problem, const Execution& execution) 
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_LINEAR_H_

@@ -9,12 +9,11 @@
 // the scale is multiplied into a copy of the queries, which makes a score of the exchanged roles the same sum of the
 // same products, bit for bit; and everything is kept in units of log2, so the lse of a row that one key dominates is
 // that key's score and the weight is exactly 1.
-#ifndef LOWRANK_ATTENTION_CPU_LOWRANK_H_
-#define LOWRANK_ATTENTION_CPU_LOWRANK_H_
 
 #include "core/lowrank.h"
-#include "cpu/full.h"
-#include "cpu/linalg.h"
+
+#include "cpu/kernels.h"
+#include "cpu/panel.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -167,7 +166,7 @@ LA_INLINE LowRankSpace layOut(const LowRankProblem& problem, Index threads, std:
   return space;
 }
 
-static std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index threads) {
+std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index threads) {
   return layOut(problem, threads, nullptr).bytes;
 }
 
@@ -372,7 +371,7 @@ LA_INLINE void writeFactors(const LowRankProblem& problem, const LowRankSpace& s
   write(space.right, space.rotateRight, problem.keys, problem.v);
 }
 
-static void runLowRank(const LowRankProblem& problem, const Execution& execution) {
+void runLowRank(const LowRankProblem& problem, const Execution& execution) {
   const LowRankSpace space = layOut(problem, execution.threads, execution.workspace);
   Execution pass = execution;
   pass.workspace = space.scratch;
@@ -403,5 +402,3 @@ static void runLowRank(const LowRankProblem& problem, const Execution& execution
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_LOWRANK_H_

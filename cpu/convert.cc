@@ -1,19 +1,18 @@
 // Element conversion and the memory-bandwidth probe on the CPU. See core/convert.h.
-#ifndef LOWRANK_ATTENTION_CPU_CONVERT_H_
-#define LOWRANK_ATTENTION_CPU_CONVERT_H_
 
 #include "core/convert.h"
+
 #include "core/execution.h"
-#include "cpu/simd.h"
+#include "cpu/kernels.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
 constexpr Index kConvertChunk = Index{1} << 16;
 constexpr Index kReadChunk = Index{1} << 20;
 
-static std::size_t convertWorkspaceBytes(const ConvertProblem&, Index) { return 0; }
+std::size_t convertWorkspaceBytes(const ConvertProblem&, Index) { return 0; }
 
-static void runConvert(const ConvertProblem& problem, const Execution& execution) {
+void runConvert(const ConvertProblem& problem, const Execution& execution) {
   forEachUnit(execution, divideUp(problem.count, kConvertChunk), [&](Index, Index unit) {
     const Index first = unit * kConvertChunk;
     convertRow(problem.sourceType, elementAt(problem.source, problem.sourceType, first), problem.targetType,
@@ -22,11 +21,9 @@ static void runConvert(const ConvertProblem& problem, const Execution& execution
 }
 
 // One partial sum a worker, a cache line apart.
-static std::size_t readWorkspaceBytes(const ReadProblem&, Index threads) {
-  return static_cast<std::size_t>(64 * threads);
-}
+std::size_t readWorkspaceBytes(const ReadProblem&, Index threads) { return static_cast<std::size_t>(64 * threads); }
 
-static void runRead(const ReadProblem& problem, const Execution& execution) {
+void runRead(const ReadProblem& problem, const Execution& execution) {
   const Full d;
   constexpr Index n = kLanes<Full>;
   float* partial = reinterpret_cast<float*>(execution.workspace);
@@ -51,5 +48,3 @@ static void runRead(const ReadProblem& problem, const Execution& execution) {
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_CONVERT_H_

@@ -10,11 +10,11 @@
 // stand side by side in the panels because they share E, and for their values too where F is E.
 // Per key and element of a head: 2·projected operations; E is read once a group of heads, keys and values once a row
 // block.
-#ifndef LOWRANK_ATTENTION_CPU_LINFORMER_H_
-#define LOWRANK_ATTENTION_CPU_LINFORMER_H_
 
 #include "core/linformer.h"
-#include "cpu/full.h"
+
+#include "cpu/flash.h"
+#include "cpu/kernels.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -25,8 +25,8 @@ constexpr Index kProjectColumns = 256;             // head elements that use a c
 constexpr Index kLeastProjectRows = 48;            // fewer do not pay for staging the keys
 constexpr Index kMergedRows = 64;                  // of K' and V' in a unit of merging
 
-// Keys are summed in ranges of at least kProjectRangeKeys, so that few heads keep many threads busy. Ranges depend on the
-// number of keys alone: neither the batch nor the number of threads can change a bit of the result.
+// Keys are summed in ranges of at least kProjectRangeKeys, so that few heads keep many threads busy. Ranges depend on
+// the number of keys alone: neither the batch nor the number of threads can change a bit of the result.
 constexpr Index kProjectRangeKeys = 2048;
 constexpr Index kMaxProjectRanges = 8;
 
@@ -296,11 +296,11 @@ static void mergeRanges(const LinformerProblem& problem, const LinformerPlan& pl
   }
 }
 
-static std::size_t linformerWorkspaceBytes(const LinformerProblem& problem, Index threads) {
+std::size_t linformerWorkspaceBytes(const LinformerProblem& problem, Index threads) {
   return layOutLinformer(problem, threads, nullptr).bytes;
 }
 
-static void runLinformer(const LinformerProblem& problem, const Execution& execution) {
+void runLinformer(const LinformerProblem& problem, const Execution& execution) {
   const LinformerWorkspace space = layOutLinformer(problem, execution.threads, execution.workspace);
   const LinformerPlan& plan = space.plan;
   const Qkv& qkv = problem.qkv;
@@ -332,5 +332,3 @@ static void runLinformer(const LinformerProblem& problem, const Execution& execu
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_LINFORMER_H_

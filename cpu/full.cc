@@ -7,10 +7,9 @@
 //   second pass merges the splits in ascending order. Splits depend on the sequence's own extents alone, so neither
 //   the batch nor the number of threads can change a bit of the result.
 // Heads of one group (GQA) stand side by side as rows, so they share every key and value that is read.
-#ifndef LOWRANK_ATTENTION_CPU_FULL_H_
-#define LOWRANK_ATTENTION_CPU_FULL_H_
 
 #include "core/execution.h"
+#include "cpu/kernels.h"
 #include "cpu/stream.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
@@ -213,16 +212,16 @@ LA_INLINE void clearPadding(const FullProblem& problem, const FullSequence& sequ
   }
 }
 
-static std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads) {
+std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads) {
   return layOut(problem, threads, nullptr).bytes;
 }
 
 // The same where only the first sequence exists so far, and all others will have its extents.
-LA_INLINE std::size_t uniformFullWorkspaceBytes(const FullProblem& problem, Index threads) {
+std::size_t uniformFullWorkspaceBytes(const FullProblem& problem, Index threads) {
   return layOut(problem, threads, nullptr, 0).bytes;
 }
 
-static void runFull(const FullProblem& problem, const Execution& execution) {
+void runFull(const FullProblem& problem, const Execution& execution) {
   const FullWorkspace space = layOut(problem, execution.threads, execution.workspace);
   // The sequence a unit belongs to: the last one whose first unit is not beyond it.
   const auto sequenceOf = [&](Index unit) {
@@ -264,5 +263,3 @@ static void runFull(const FullProblem& problem, const Execution& execution) {
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE
-
-#endif  // LOWRANK_ATTENTION_CPU_FULL_H_

@@ -31,19 +31,19 @@ Napi::Value linalg(const Napi::CallbackInfo& info) {
   problem.n = operands.extent(LinalgNumbers::kColumns, "matrices", 1);
   if (eigen && problem.m != problem.n) operands.fail("matrices", "not square");
   const auto array = [&](std::size_t index, const char* name, Index rows, Index columns) {
-    return static_cast<double*>(operands.tensor(operands.array(index), name, napi_float64_array, sizeof(double),
-                                                {problem.batch, rows, columns}));
+    return operands.optional<double>(index, name, napi_float64_array, {problem.batch, rows, columns});
   };
-  const auto given = [&](std::size_t index) { return operands.array(index).present; };
   const Index rank = minimum(problem.m, problem.n);
   problem.a = array(LinalgOperands::kMatrices, "matrices", problem.m, problem.n);
   if (product) {
     problem.p = operands.extent(LinalgNumbers::kFactorColumns, "factors", 1);
     problem.b = array(LinalgOperands::kFactors, "factors", problem.m, problem.p);
+    if (problem.b == nullptr) operands.fail("factors", "missing");
   }
   problem.values = array(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
-  if (given(LinalgOperands::kLeft)) problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
-  if (given(LinalgOperands::kRight)) problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
+  problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
+  problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
+  if (problem.a == nullptr || problem.values == nullptr) operands.fail("matrices", "missing");
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);

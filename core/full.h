@@ -31,9 +31,10 @@ enum class MaskKind : std::uint8_t { kNone, kBool, kAdditive };
 // Keys are visited in tiles of this many, counted from key 0. It is part of the result: rescaling happens between
 // tiles, so every kernel row uses the same one.
 constexpr Index kKeyTile = 128;
-// A long key range read by few queries is split into ranges of this many keys, merged in ascending order.
+// A long key range read by few queries is split into ranges of this many keys, merged in ascending order. Where more
+// than kSplitRows rows share a key/value head, ranges are longer in proportion, so that their states take no more memory.
 constexpr Index kSplitKeys = 1024;
-// "Few": at most this many rows share one key/value head.
+// "Few" by default: at most this many rows share one key/value head.
 constexpr Index kSplitRows = 64;
 
 struct FullSequence {
@@ -69,6 +70,8 @@ struct FullProblem {
   Index maskHeadStride = 0;
   Index maskQueryStride = 0;
   const float* sinks = nullptr;  // [heads] logits that take part in the denominator only; may be null
+  // Key ranges of sequences with at most so many rows a key/value head are split.
+  Index splitRows = kSplitRows;
   const FullSequence* sequences = nullptr;
   Index sequenceCount = 0;
 

@@ -17,6 +17,21 @@ LA_INLINE void capScores(const FullProblem& problem, float* scores, Index count)
   }
 }
 
+// Whether the mask is the same for all rows of the sequence, as one over its keys is.
+LA_INLINE bool maskOfKeys(const FullProblem& problem) {
+  return problem.maskKind != MaskKind::kNone && problem.maskHeadStride == 0 && problem.maskQueryStride == 0;
+}
+
+// Whether such a mask hides all of the keys, padding say: they need not even be read.
+LA_INLINE bool hiddenFromAll(const FullProblem& problem, const FullSequence& sequence, KeyRange keys) {
+  if (!maskOfKeys(problem) || problem.maskKind != MaskKind::kBool) return false;
+  const std::uint8_t* mask = static_cast<const std::uint8_t*>(sequence.mask);
+  for (Index j = keys.begin; j < keys.end; ++j) {
+    if (mask[j] != 0) return false;
+  }
+  return true;
+}
+
 // An element of the mask in the units of scores.
 LA_INLINE float maskAt(const FullProblem& problem, const FullSequence& sequence, Index index) {
   if (problem.maskKind == MaskKind::kAdditive)

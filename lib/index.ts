@@ -27,9 +27,46 @@ export {
 export type { CallOptions, Device } from './call';
 export { cast, randomNormal } from './convert';
 export { AttentionError, type AttentionErrorCode } from './errors';
+export { type FavorMatrixOptions, favorMatrix } from './favor';
+export {
+  type CosformerOptions,
+  cosformer,
+  elu,
+  type FavorOptions,
+  type FeatureMap,
+  type FeatureWeights,
+  favor,
+  type HedgehogOptions,
+  hedgehog,
+  identity,
+  type ReluOptions,
+  relu,
+  taylor,
+} from './features';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export { type LinearAttentionOptions, linearAttention, linearAttentionSync } from './linear';
+export type { LinearMethod, UpdateRule } from './linear-call';
+export {
+  type LinearAppendOptions,
+  type LinearAttendOptions,
+  LinearState,
+  type LinearStateOptions,
+  type UpdateInputs,
+} from './linear-state';
+export {
+  type LinformerOptions,
+  type LinformerProjections,
+  linformerAttention,
+  linformerAttentionSync,
+} from './linformer';
+export {
+  type LinformerAppendOptions,
+  type LinformerAttendOptions,
+  LinformerState,
+  type LinformerStateOptions,
+} from './linformer-state';
 export {
   type AttentionFactors,
   attentionFactors,
@@ -43,7 +80,9 @@ export {
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
+export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export {
+  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
   type MaskTensor,

@@ -69,6 +69,8 @@ Napi::Value lowrank(const Napi::CallbackInfo& info) {
   problem.powerIterations = operands.extent(LowRankNumbers::kPowerIterations, "powerIterations");
   problem.seed = static_cast<std::uint32_t>(operands.extent(LowRankNumbers::kSeed, "seed"));
   problem.energy = operands.number(LowRankNumbers::kEnergy);
+  // Far beyond any use, so that a call comes to its end.
+  if (problem.powerIterations > 1000) operands.fail("powerIterations", "more than anyone waits for");
   if (problem.heads % problem.kvHeads != 0) operands.fail("k", "heads do not divide");
   if (problem.width > minimum(problem.queries, problem.keys)) operands.fail("oversample", "more columns than rows");
   if (problem.rank > problem.width) operands.fail("rank", "more than there are columns");

@@ -272,7 +272,7 @@ describe('what a call works on', () => {
   test('the binding itself holds them', async () => {
     // The library holds the operands of a call as well, so this goes past it.
     const [m, k, n] = [300, 200, 100];
-    const numbers = Float64Array.of(0, 0, 0, 1, m, n, k, 0);
+    const numbers = Float64Array.of(0, 0, 0, 1, m, n, k, 0, 0);
     const begin = (seed: number, out: Float32Array): ReturnType<typeof addon.matmul> => {
       const [a, b] = [normal([m, k], seed), normal([k, n], seed + 1)].map(({ data }) => Float32Array.from(data));
       return addon.matmul([a, b, out, Float64Array.of(0, 0)], numbers, 1, '', true, null);

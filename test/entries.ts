@@ -114,6 +114,7 @@ const stateMethod =
   };
 
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
+const ranked = { rank: { value: 2, enumerable: true } };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
 
 /** Functions that take options, `out` among them. */
@@ -181,8 +182,12 @@ export const entries: readonly Entry[] = [
       );
     },
   ),
-  ...pair('attentionFactors', [attentionFactors, attentionFactorsSync], { tensors: { q, k }, rank: 4 }, (of, t) =>
-    of(t.q, t.k, { rank: 2 }),
+  ...pair(
+    'attentionFactors',
+    [attentionFactors, attentionFactorsSync],
+    { tensors: { q, k }, rank: 4 },
+    // The rank it must be given, beside options that are inherited so that accessors stay accessors.
+    (of, t, options) => of(t.q, t.k, Object.create((options ?? null) as object | null, ranked)),
   ),
   ...pair('spectrum', [spectrum, spectrumSync], { tensors: { q, k }, rank: 4 }, (of, t, options) =>
     of(t.q, t.k, options),

@@ -75,7 +75,8 @@ const wrongOperands: readonly ((right: Any) => unknown)[] = [
   () => placed(Float64Array, 600).fill(NaN),
   () => placed(Float64Array, 600).fill(2 ** 53),
   () => new BigInt64Array(600),
-  (right) => (ArrayBuffer.isView(right) ? (right as Any).subarray(1) : right),
+  // Not of one that an earlier change detached.
+  (right) => (ArrayBuffer.isView(right) && right.byteLength > 0 ? (right as Any).subarray(1) : right),
   (right) => (Array.isArray(right) ? right.slice(1) : right),
   (right) => (Array.isArray(right) ? [...right, ...right] : right),
   (right) => (Array.isArray(right) ? trapped(right, throwing) : right),
@@ -169,7 +170,31 @@ const calls: Readonly<Record<string, () => Call>> = {
       placed(Float32Array, 30),
       Float64Array.of(0, 0, 12, 0),
     ],
-    numbers: [0, 0, 0, 2, 3, 5, 4, pick([0, 1])],
+    numbers: [0, 0, 0, 2, 3, 5, 4, pick([0, 1]), pick([0, 1])],
+  }),
+  linalg: () => ({
+    operands: [
+      placed(Float64Array, 32),
+      placed(Float64Array, 40),
+      pick([null, placed(Float64Array, 32)]),
+      pick([null, placed(Float64Array, 32)]),
+      placed(Float64Array, 40),
+    ],
+    numbers: [pick([0, 1, 2]), 2, 4, 4, 5],
+  }),
+  lowrank: () => ({
+    operands: [
+      placed(Float32Array, 96),
+      placed(Float32Array, 80),
+      placed(Float64Array, 16),
+      placed(Float64Array, 8),
+      placed(Int32Array, 8),
+      ...pick([
+        [null, null],
+        [placed(Float32Array, 48), placed(Float32Array, 80)],
+      ]),
+    ],
+    numbers: [0, 0, 2, 4, 2, 3, 5, 4, pick([0, 1]), 0.5, pick([0, 1]), 2, pick([2, 3]), 1, 7, pick([0, 0.5])],
   }),
   merge: () => ({
     operands: Array.from({ length: 6 }, (_, i) => placed(Float32Array, i % 2 === 0 ? 24 : 6)),

@@ -199,13 +199,13 @@ LA_INLINE void stageKeys(const LinformerProblem& problem, const LinformerPlan& p
   for (Index j = keys.begin; j < keys.end; ++j) {
     float* at = row;
     for (Index h = 0; h < unit.heads; ++h) {
-      const auto [item, head] = headPlace(problem, plan, unit.matrix, unit.firstSharer + h);
-      const bool hidden = problem.keyMask != nullptr && problem.keyMask[item * qkv.keys + j] == 0;
+      const HeadPlace place = headPlace(problem, plan, unit.matrix, unit.firstSharer + h);
+      const bool hidden = problem.keyMask != nullptr && problem.keyMask[place.item * qkv.keys + j] == 0;
       const auto stage = [&](const BatchRows& rows, Index dim) {
         if (hidden) {
           __builtin_memset(at, 0, static_cast<std::size_t>(4 * dim));
         } else {
-          convertRow(qkv.keyType, rowOf(rows, qkv.keyType, item, head, j), DataType::kFloat32, at, dim);
+          convertRow(qkv.keyType, rowOf(rows, qkv.keyType, place.item, place.head, j), DataType::kFloat32, at, dim);
         }
         at += dim;
       };

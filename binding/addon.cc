@@ -23,11 +23,15 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<information>(exports, "info");
   define<convert>(exports, "convert");
   define<read>(exports, "read");
+  define<linalg>(exports, "linalg");
   define<linear>(exports, "linear");
+  define<lowrank>(exports, "lowrank");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
+  define<nystrom>(exports, "nystrom");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
+  define<linformer>(exports, "linformer");
   exports.Set("KvCache", kvCacheClass(env));
   return exports;
 }

@@ -277,6 +277,7 @@ LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequ
   constexpr Index kPrefetchingPanels = 4;
   forTiles(keys, kKeyTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
+    if (hiddenFromAll(problem, sequence, tile)) return true;
     const KeyRange next = {tile.end, minimum(tile.end + kKeyTile, keys.end)};
     const bool prefetching = panelCount >= kPrefetchingPanels && next.begin < next.end;
     const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);

@@ -17,7 +17,7 @@ namespace lowrank_attention::HWY_NAMESPACE {
 
 constexpr Index kLinearRange = 512;
 // More ranges than this are summed for no gain; longer sequences get longer ranges.
-constexpr Index kMaxRanges = 64;
+constexpr Index kMaxLinearRanges = 64;
 // Query rows of a unit where all queries read the same state.
 constexpr Index kLinearQueries = 256;
 // Rows of a unit of angles.
@@ -29,7 +29,7 @@ LA_INLINE Index rangeKeys(const LinearProblem& problem) {
   if (isDelta(problem)) return kLinearChunk;
   const Qkv& qkv = problem.qkv;
   const Index least = divideUp(problem.features * qkv.valueDim, qkv.headDim + qkv.valueDim);
-  return roundUp(maximum(maximum(least, divideUp(qkv.keys, kMaxRanges)), 1), kLinearRange);
+  return roundUp(maximum(maximum(least, divideUp(qkv.keys, kMaxLinearRanges)), 1), kLinearRange);
 }
 
 // How the work is shared.

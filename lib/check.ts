@@ -34,11 +34,16 @@ export function checkType(name: string, type: unknown): DataType {
   return type as DataType;
 }
 
-/** A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given. */
+/**
+ * A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given.
+ *
+ * @param refused options of other methods that this one cannot have: what it has instead, and why
+ */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
+  refused: Readonly<Record<string, string>> = {},
 ): Partial<T> {
   if (options === undefined) return {};
   // A Map or a Promise has no options in it, which is hardly what was meant.
@@ -46,22 +51,26 @@ export function checkOptions<T extends object>(
   if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
   const copy: Record<string, unknown> = {};
+  const take = (key: string, value: unknown): void => {
+    if (value === undefined) return;
+    if (Object.hasOwn(refused, key)) throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
+    copy[key] = value;
+  };
   let reading = name;
   try {
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
-      if (!known.has(key))
+      if (!known.has(key) && !Object.hasOwn(refused, key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
-      if (value !== undefined) copy[key] = value;
+      take(key, value);
     }
     // Accessors of a class do not count in the loop above.
     const prototype = Object.getPrototypeOf(options);
     if (prototype !== null && prototype !== Object.prototype) {
-      for (const key of known) {
+      for (const key of [...known, ...Object.keys(refused)]) {
         reading = key;
-        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
-        if (value !== undefined) copy[key] = value;
+        if (!Object.hasOwn(copy, key)) take(key, options[key as keyof T]);
       }
     }
   } catch (error) {
@@ -231,6 +240,19 @@ export function checkNumbers(
   return numbers;
 }
 
+/** An optional mask of exactly these dims; null if it is not given. */
+export function checkBoolTensor(name: string, value: unknown, dims: readonly number[]): Uint8Array | null {
+  if (value === undefined) return null;
+  const given = readTensor(name, value);
+  if (given.type !== 'bool') throw expected('ERR_TYPE', name, "type 'bool'", given.type);
+  if (!types.isUint8Array(given.data)) throw expected('ERR_TYPE', name, "a Uint8Array for type 'bool'", given.data);
+  const found = checkDims(name, given.dims);
+  if (found.length !== dims.length || found.some((extent, axis) => extent !== dims[axis]))
+    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, found);
+  checkExtent(name, given.data, dims);
+  return given.data;
+}
+
 /** One length a sequence, each in [0, longest]. */
 export function checkLengths(name: string, lengths: unknown, batch: number, longest: number): Int32Array {
   const most = Math.min(longest, 0x7fffffff);
@@ -238,17 +260,4 @@ export function checkLengths(name: string, lengths: unknown, batch: number, long
   return Int32Array.from(
     checkNumbers(name, lengths, types.isInt32Array, batch, `${batch} lengths (one a sequence)`, check),
   );
-}
-
-/** Which keys there are: a `'bool'` tensor [batch, keys] of no other form, as its array; null for all. */
-export function checkKeyMask(mask: unknown, batch: number, keys: number): Uint8Array | null {
-  if (mask === undefined) return null;
-  const { data, dims: given, type } = readTensor('keyMask', mask);
-  if (type !== 'bool') throw expected('ERR_TYPE', 'keyMask', "type 'bool'", type);
-  if (!types.isUint8Array(data)) throw expected('ERR_TYPE', 'keyMask', "a Uint8Array for type 'bool'", data);
-  const dims = checkDims('keyMask', given, 2);
-  if (dims[0] !== batch || dims[1] !== keys)
-    throw expected('ERR_SHAPE', 'keyMask', `dims [${batch}, ${keys}] (batch, keys)`, dims);
-  checkExtent('keyMask', data, dims);
-  return data;
 }

@@ -1,3 +1,21 @@
+export { principalAngles, principalAnglesSync } from './analysis/angles';
+export { linearCka, linearCkaSync } from './analysis/cka';
+export {
+  type ApproximationError,
+  type AttentionRowKl,
+  approximationError,
+  attentionRowKl,
+} from './analysis/error';
+export {
+  type HeadDiversity,
+  headDiversity,
+  headSimilarity,
+  headSimilaritySync,
+} from './analysis/heads';
+export type { AnalysisOptions } from './analysis/matrix';
+export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
+export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
+export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
 export {
   type AttendItem,
   type AttendOptions,
@@ -37,13 +55,36 @@ export {
   type LinearStateOptions,
   type UpdateInputs,
 } from './linear-state';
+export {
+  type LinformerOptions,
+  type LinformerProjections,
+  linformerAttention,
+  linformerAttentionSync,
+} from './linformer';
+export {
+  type LinformerAppendOptions,
+  type LinformerAttendOptions,
+  LinformerState,
+  type LinformerStateOptions,
+} from './linformer-state';
+export {
+  type AttentionFactors,
+  attentionFactors,
+  attentionFactorsSync,
+  type FactorOptions,
+  type LowRankFactors,
+  lowRankAttention,
+  lowRankAttentionSync,
+  type SketchOptions,
+} from './lowrank';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
+export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export {
+  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
-  type KeyMask,
   type MaskTensor,
   type RandomNormalOptions,
   type Tensor,

@@ -1,5 +1,5 @@
 import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkInteger, checkKeyMask, checkOptions, checkTensor, type Operand } from './check';
+import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { type FeatureMap, type FeaturePlan, planFeatures } from './features';
 import type { Layout } from './full-options';
@@ -20,7 +20,7 @@ import {
 import { addon, type NativeOp, type Outcome } from './native';
 import { outputOf, type Qkv } from './qkv';
 import { view } from './read';
-import type { KeyMask, Tensor } from './tensor';
+import type { BoolTensor, Tensor } from './tensor';
 
 /** What a {@link LinearState} holds, and the method it is for. */
 export interface LinearStateOptions extends LinearMethod {
@@ -52,7 +52,7 @@ export interface UpdateInputs {
    * `'bool'` `[batch, keys]`: 0 hides a key, as if it were not there, whatever it and its value hold; the state then stays
    * as it is, without decay. Default all visible.
    */
-  readonly keyMask?: KeyMask;
+  readonly keyMask?: BoolTensor;
 }
 
 /** Options of {@link LinearState.append}. */
@@ -364,7 +364,7 @@ function prepareAppend(
     ...{ qkv, output: none(valueDim), method, plan, causal: true, firstQuery: 0, firstKey },
     decay: checkDecay(options.decay, method.updateRule, qkv, plan.features),
     beta: checkBeta(options.beta, method.updateRule, qkv),
-    keyMask: checkKeyMask(options.keyMask, batch, keys),
+    keyMask: checkBoolTensor('keyMask', options.keyMask, [batch, keys]),
   };
   return {
     op: keys === 0 ? nothing : updating(state, keys, call),

@@ -8,7 +8,7 @@ import {
   runAsync,
   runSync,
 } from './call';
-import { checkKeyMask, checkOptions } from './check';
+import { checkBoolTensor, checkOptions } from './check';
 import { expected, Text } from './errors';
 import { planFeatures } from './features';
 import type { Layout } from './full-options';
@@ -44,7 +44,7 @@ export interface LinearAttentionOptions extends CallOptions, UpdateInputs, Parti
 }
 
 /** Options of exact attention that have no meaning here, and why. */
-const unsupported = {
+const refused: Readonly<Record<string, string>> = {
   mask: 'nothing: sums over all keys know no pairs (`keyMask` hides keys)',
   window: 'nothing: the state holds all keys',
   queryOffset: 'nothing: query i stands at key i',
@@ -52,9 +52,7 @@ const unsupported = {
   sinks: 'nothing: there is no softmax',
   keyLengths: 'nothing (`keyMask` hides keys)',
   queryLengths: 'nothing: rows of padding are computed like others',
-} as const;
-
-type Unsupported = { readonly [Name in keyof typeof unsupported]?: unknown };
+};
 
 const optionNames: ReadonlySet<string> = new Set([
   ...callOptionNames,
@@ -63,7 +61,6 @@ const optionNames: ReadonlySet<string> = new Set([
   'layout',
   'causal',
   'state',
-  ...Object.keys(unsupported),
 ]);
 
 /**
@@ -124,7 +121,7 @@ function prepare(q: Tensor, k: Tensor, v: Tensor, given: LinearAttentionOptions)
   const plan = planFeatures(method.featureMap, { headDim, valueDim, kvHeads, heads });
   const decay = checkDecay(options.decay, method.updateRule, qkv, plan.features);
   const beta = checkBeta(options.beta, method.updateRule, qkv);
-  const keyMask = checkKeyMask(options.keyMask, batch, keys);
+  const keyMask = checkBoolTensor('keyMask', options.keyMask, [batch, keys]);
   const weights = [plan.queryWeights?.data ?? null, plan.keyWeights?.data ?? null];
   const output = outputOf(qkv, options.out, [...weights, decay.data, beta, keyMask]);
   const call: LinearCall = {
@@ -142,12 +139,7 @@ function prepare(q: Tensor, k: Tensor, v: Tensor, given: LinearAttentionOptions)
 
 function readOptions(given: LinearAttentionOptions): Partial<LinearAttentionOptions> {
   if (given === undefined) throw expected('ERR_ARGUMENT', 'options', '{ featureMap, … }', given);
-  const options = checkOptions<LinearAttentionOptions & Unsupported>('options', given, optionNames);
-  for (const [name, why] of Object.entries(unsupported)) {
-    const value = options[name as keyof Unsupported];
-    if (value !== undefined) throw expected('ERR_UNSUPPORTED', name, why, value);
-  }
-  return options;
+  return checkOptions<LinearAttentionOptions>('options', given, optionNames, refused);
 }
 
 /** The method of the options, or that of their state, which they may repeat. */

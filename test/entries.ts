@@ -2,18 +2,32 @@ import {
   attendBatch,
   attendBatchSync,
   attention,
+  attentionFactors,
+  attentionFactorsSync,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
   cast,
+  headSimilarity,
+  headSimilaritySync,
   KvCache,
+  LinformerState,
+  linformerAttention,
+  linformerAttentionSync,
+  lowRankAttention,
+  lowRankAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
   mergeAttentionSync,
+  nystromAttention,
+  nystromAttentionSync,
+  spectrum,
+  spectrumSync,
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
+import { projection } from './linformer-run';
 
 /** A public function with arguments that are right, any of which can be exchanged for something else. */
 export interface Entry {
@@ -72,6 +86,33 @@ const method =
     return (cache[name] as Loose)(...args);
   };
 
+const keyProjection = projection([3, 7], 13);
+
+/** Puts the projection, without which there is no call, on the very object of options that came, whatever it is. */
+function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options: unknown = {}): unknown {
+  const t = { q, k, v, keyProjection, ...given };
+  try {
+    Object.assign(options as object, { keyProjection: t.keyProjection });
+  } catch {
+    // No object, or one that cannot be written to.
+  }
+  return of(t.q, t.k, t.v, options);
+}
+
+/** A state of two positions of the keys and values below. */
+export function smallState(): LinformerState {
+  const state = new LinformerState({ keyProjection, heads: 2, headDim: 8, valueDim: 6 });
+  state.append(normal([1, 2, 2, 8], 15), normal([1, 2, 2, 6], 16));
+  return state;
+}
+
+const stateMethod =
+  (name: 'attend' | 'attendSync'): Loose =>
+  (...args) => {
+    using state = smallState();
+    return (state[name] as Loose)(...args);
+  };
+
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
 
@@ -81,15 +122,39 @@ export const calls: readonly Entry[] = [
   ...pair('attentionWithLse', [attentionWithLse, attentionWithLseSync], three, (of, t, options) =>
     of(t.q, t.k, t.v, options),
   ),
+  ...pair('nystromAttention', [nystromAttention, nystromAttentionSync], three, (of, t, options) =>
+    of(t.q, t.k, t.v, options),
+  ),
   ...pair(
     'matmul',
     [matmul, matmulSync],
     { tensors: { a: normal([2, 3, 4], 11), b: normal([4, 5], 12) }, rank: undefined, outDims: [2, 3, 5] },
     (of, t, options) => of(t.a, t.b, options),
   ),
+  ...pair(
+    'lowRankAttention',
+    [lowRankAttention, lowRankAttentionSync],
+    {
+      tensors: {
+        'factors.u': normal([2, 4, 3, 2], 13),
+        'factors.v': normal([2, 4, 5, 2], 14),
+        x: normal([2, 2, 5, 6], 15),
+      },
+      rank: 4,
+      outDims: [2, 4, 3, 6],
+    },
+    (of, t, options) => of({ u: t['factors.u'], v: t['factors.v'] }, t.x, options),
+  ),
   ...pair('KvCache.attend', [method('attend'), method('attendSync')], one, (of, t, options) => of(t.query, options)),
   ...pair('KvCache.attendWithLse', [method('attendWithLse'), method('attendWithLseSync')], one, (of, t, options) =>
     of(t.query, options),
+  ),
+  ...pair('linformerAttention', [linformerAttention, linformerAttentionSync], three, linformer),
+  ...pair(
+    'LinformerState.attend',
+    [stateMethod('attend'), stateMethod('attendSync')],
+    { ...one, tensors: { q: query } },
+    (of, t, options) => of(t.q, options),
   ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
@@ -116,6 +181,18 @@ export const entries: readonly Entry[] = [
       );
     },
   ),
+  ...pair('attentionFactors', [attentionFactors, attentionFactorsSync], { tensors: { q, k }, rank: 4 }, (of, t) =>
+    of(t.q, t.k, { rank: 2 }),
+  ),
+  ...pair('spectrum', [spectrum, spectrumSync], { tensors: { q, k }, rank: 4 }, (of, t, options) =>
+    of(t.q, t.k, options),
+  ),
+  ...pair(
+    'headSimilarity',
+    [headSimilarity, headSimilaritySync],
+    { tensors: { wq: normal([4, 6, 3], 16), wk: normal([2, 6, 3], 17) }, rank: 3 },
+    (of, t, options) => of(t.wq, t.wk, options),
+  ),
   {
     name: 'KvCache.append',
     asynchronous: false,
@@ -131,6 +208,28 @@ export const entries: readonly Entry[] = [
         throw error;
       }
       return cache.length;
+    },
+  },
+  ...pair(
+    'linformerAttention',
+    [linformerAttention, linformerAttentionSync],
+    { tensors: { keyProjection }, rank: undefined },
+    linformer,
+  ),
+  {
+    name: 'LinformerState.append',
+    asynchronous: false,
+    tensors: { k: keyRows, v: valueRows },
+    rank: 4,
+    call: (t, options) => {
+      using state = smallState();
+      try {
+        (state.append as Loose).call(state, t.k, t.v, options);
+      } catch (error) {
+        if (state.length !== 2) throw new Error('a refused append changed the state');
+        throw error;
+      }
+      return state.length;
     },
   },
   {

@@ -33,7 +33,7 @@ export function expectMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {}):
   return {
     ...referenceMatmul(a, b, options),
     naive: naiveMatmul(a, b, options),
-    terms: a.dims.at(-1) as number,
+    terms: a.dims.at(options.transposeA ? -2 : -1) as number,
   };
 }
 

@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { linearAttention, linearAttentionSync } from '../lib';
-import type { KeyMask, Tensor } from '../lib/tensor';
+import type { BoolTensor, Tensor } from '../lib/tensor';
 import { filled, type Inputs, normalInputs, type Shape, slice, types, uniform } from './data';
 import { expectSameBits } from './full-run';
 import { maps, optionsOf, plainMeaning, stateFor } from './linear-run';
@@ -40,7 +40,7 @@ function build({ way, batch, kvHeads, group, length, headDim, valueDim, type, ca
   const next = uniform(seed);
   const dims = [batch, kvHeads, length];
   const some = <Value>(condition: boolean, value: Value): Value | undefined => (condition ? value : undefined);
-  const keyMask: KeyMask = {
+  const keyMask: BoolTensor = {
     data: Uint8Array.from({ length: batch * length }, () => Number(next() < 0.7)),
     dims: [batch, length],
     type: 'bool',

@@ -1,5 +1,5 @@
 import { linearAttentionSync } from '../lib';
-import type { KeyMask, Tensor } from '../lib/tensor';
+import type { BoolTensor, Tensor } from '../lib/tensor';
 import { filled, guarded, type Inputs, normalInputs, type Shape, swapLayout, types, uniform } from './data';
 import { expectLinear } from './expectation';
 import { expectSameBits } from './full-run';
@@ -265,7 +265,7 @@ describe('every map under every rule', () => {
 
 describe('a key mask skips the position: neither key, value nor decay counts', () => {
   const shape = { batch: 2, heads: 2, queries: 80, keys: 80, headDim: 8 };
-  const keyMask: KeyMask = {
+  const keyMask: BoolTensor = {
     data: Uint8Array.from({ length: 160 }, (_, i) => Number(i % 80 > 9 && i % 3 !== 0)),
     dims: [2, 80],
     type: 'bool',

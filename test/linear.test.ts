@@ -1,5 +1,5 @@
 import { linearAttention, linearAttentionSync } from '../lib';
-import type { DataType, KeyMask, Tensor } from '../lib/tensor';
+import type { BoolTensor, DataType, Tensor } from '../lib/tensor';
 import {
   filled,
   guarded,
@@ -230,7 +230,7 @@ describe('cosformer', () => {
   });
 });
 
-const hiding = (batch: number, keys: number, isThere: (key: number, item: number) => boolean): KeyMask => ({
+const hiding = (batch: number, keys: number, isThere: (key: number, item: number) => boolean): BoolTensor => ({
   data: Uint8Array.from({ length: batch * keys }, (_, i) => Number(isThere(i % keys, Math.floor(i / keys)))),
   dims: [batch, keys],
   type: 'bool',
@@ -238,7 +238,7 @@ const hiding = (batch: number, keys: number, isThere: (key: number, item: number
 
 describe('a key mask hides keys as if they were not there, whatever they hold', () => {
   const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 90, keys: 90, headDim: 7, valueDim: 10 };
-  const masks: Readonly<Record<string, KeyMask>> = {
+  const masks: Readonly<Record<string, BoolTensor>> = {
     'padding after': hiding(2, 90, (key, item) => key < (item === 0 ? 71 : 1)),
     'padding before': hiding(2, 90, (key, item) => key >= (item === 0 ? 70 : 3)),
     'every other key': hiding(2, 90, (key) => key % 2 === 1),

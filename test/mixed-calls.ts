@@ -1,13 +1,19 @@
 import {
+  type AttentionFactors,
   attendBatch,
   attendBatchSync,
   attention,
+  attentionFactors,
+  attentionFactorsSync,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
   type CallOptions,
   type DataType,
   KvCache,
+  LinformerState,
+  linformerAttention,
+  linformerAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -16,6 +22,7 @@ import {
   type TensorOf,
 } from '../lib';
 import { type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { projection } from './linformer-run';
 import { once } from './rows';
 
 /** A call of any kind, whose tensors are those of all its outputs. */
@@ -79,6 +86,16 @@ function matmulCall(m: number, k: number, n: number, type: DataType): MixedCall 
   );
 }
 
+function factorsCall(shape: Shape, { q, k }: Inputs): MixedCall {
+  const meaning = { rank: Math.min(shape.queries, shape.keys, 12), powerIterations: 1, causal: true };
+  const listed = ({ u, v, singularValues }: AttentionFactors): readonly Tensor[] => [u, v, singularValues];
+  return pair(
+    `factors of ${shape.queries} on ${shape.keys} in ${q.type}`,
+    ({ out: _, ...options }) => listed(attentionFactorsSync(q, k, { ...meaning, ...options })),
+    async ({ out: _, ...options }) => listed(await attentionFactors(q, k, { ...meaning, ...options })),
+  );
+}
+
 function mergeCall(type: DataType): MixedCall {
   const parts = [1, 2, 3].map((seed) => ({
     output: normal([1, 4, 300, 64], seed, type),
@@ -89,6 +106,26 @@ function mergeCall(type: DataType): MixedCall {
     (options) => mergeAttentionSync(parts, options),
     (options) => mergeAttention(parts, options),
   );
+}
+
+function linformerCalls(type: DataType): MixedCall[] {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 60, keys: 700, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 20, type);
+  const keyProjection = projection([50, 700], 21);
+  const state = new LinformerState({ keyProjection, heads: 2, headDim: 32, valueDim: 24, batch: 2 });
+  state.append(k, v);
+  return [
+    pair(
+      `linformer in ${type}`,
+      (options) => linformerAttentionSync(q, k, v, { keyProjection, ...options }),
+      (options) => linformerAttention(q, k, v, { keyProjection, ...options }),
+    ),
+    pair(
+      `linformer state in ${type}`,
+      (options) => state.attendSync(q, options),
+      (options) => state.attend(q, options),
+    ),
+  ];
 }
 
 /** A cache of random rows, with 2 heads of 32. */
@@ -129,12 +166,18 @@ function cacheCalls(type: DataType): MixedCall[] {
 export const mixedCalls: () => readonly MixedCall[] = once(() => [
   ...shapes.flatMap((shape, i) => {
     const inputs = normalInputs(shape, 10 * i, types[i % types.length]);
-    return [attentionCall(shape, inputs, true), attentionCall(shape, inputs, false), lseCall(shape, inputs)];
+    return [
+      attentionCall(shape, inputs, true),
+      attentionCall(shape, inputs, false),
+      lseCall(shape, inputs),
+      factorsCall(shape, inputs),
+    ];
   }),
   ...types.flatMap((type) => [
     matmulCall(110, 130, 90, type),
     matmulCall(3, 200, 5, type),
     mergeCall(type),
     ...cacheCalls(type),
+    ...linformerCalls(type),
   ]),
 ]);

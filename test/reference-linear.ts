@@ -1,4 +1,4 @@
-import type { KeyMask, Tensor } from '../lib/tensor';
+import type { BoolTensor, Tensor } from '../lib/tensor';
 import { toFloat64 } from './half';
 import { type Layout, problemOf } from './problem';
 import type { Answer } from './reference';
@@ -24,7 +24,7 @@ export interface LinearMeaning {
   readonly normalize?: boolean;
   readonly epsilon?: number;
   readonly scale?: number;
-  readonly keyMask?: KeyMask;
+  readonly keyMask?: BoolTensor;
 }
 
 /** How every step is rounded. */

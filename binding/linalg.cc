@@ -1,0 +1,56 @@
+#include "core/linalg.h"
+
+#include "binding/operands.h"
+#include "binding/ops.h"
+#include "binding/task.h"
+
+namespace lowrank_attention {
+
+namespace {
+
+struct LinalgOperands {
+  enum : std::size_t { kMatrices, kValues, kLeft, kRight, kFactors, kCount };
+};
+struct LinalgNumbers {
+  enum : std::size_t { kOperation, kBatch, kRows, kColumns, kFactorColumns, kCount };
+};
+
+struct Nothing {};
+
+}  // namespace
+
+Napi::Value linalg(const Napi::CallbackInfo& info) {
+  Operands operands(info, LinalgOperands::kCount, LinalgNumbers::kCount);
+  if (!operands.ok()) return statusValue(info.Env(), operands.status());
+  LinalgProblem problem;
+  problem.operation = static_cast<LinalgOperation>(minimum(operands.extent(LinalgNumbers::kOperation, "matrices"), 2));
+  const bool eigen = problem.operation == LinalgOperation::kEigen;
+  const bool product = problem.operation == LinalgOperation::kProduct;
+  problem.batch = operands.extent(LinalgNumbers::kBatch, "matrices", 1);
+  problem.m = operands.extent(LinalgNumbers::kRows, "matrices", 1);
+  problem.n = operands.extent(LinalgNumbers::kColumns, "matrices", 1);
+  if (eigen && problem.m != problem.n) operands.fail("matrices", "not square");
+  const auto array = [&](std::size_t index, const char* name, Index rows, Index columns) {
+    return operands.optional<double>(index, name, napi_float64_array, {problem.batch, rows, columns});
+  };
+  const Index rank = minimum(problem.m, problem.n);
+  problem.a = array(LinalgOperands::kMatrices, "matrices", problem.m, problem.n);
+  if (product) {
+    problem.p = operands.extent(LinalgNumbers::kFactorColumns, "factors", 1);
+    problem.b = array(LinalgOperands::kFactors, "factors", problem.m, problem.p);
+    if (problem.b == nullptr) operands.fail("factors", "missing");
+  }
+  problem.values = array(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
+  problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
+  problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
+  if (problem.a == nullptr || problem.values == nullptr) operands.fail("matrices", "missing");
+  Status status = operands.status();
+  const KernelSet* kernels = kernelsOf(info, &status);
+  if (!status.ok()) return statusValue(info.Env(), status);
+  const double third = static_cast<double>(product ? problem.p : 5 * rank);
+  const double cubed = static_cast<double>(problem.m) * static_cast<double>(problem.n) * third;
+  return runTask(info, std::make_unique<KernelTask<LinalgProblem, Nothing>>(kernels->linalg, problem, Nothing()),
+                 2 * static_cast<double>(problem.batch) * cubed);
+}
+
+}  // namespace lowrank_attention

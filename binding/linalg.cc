@@ -30,20 +30,21 @@ Napi::Value linalg(const Napi::CallbackInfo& info) {
   problem.m = operands.extent(LinalgNumbers::kRows, "matrices", 1);
   problem.n = operands.extent(LinalgNumbers::kColumns, "matrices", 1);
   if (eigen && problem.m != problem.n) operands.fail("matrices", "not square");
-  const auto array = [&](std::size_t index, const char* name, Index rows, Index columns) {
-    return operands.optional<double>(index, name, napi_float64_array, {problem.batch, rows, columns});
-  };
   const Index rank = minimum(problem.m, problem.n);
-  problem.a = array(LinalgOperands::kMatrices, "matrices", problem.m, problem.n);
+  const auto required = [&](std::size_t index, const char* name, Index rows, Index columns) {
+    return operands.required<double>(index, name, napi_float64_array, {problem.batch, rows, columns});
+  };
+  const auto optional = [&](std::size_t index, const char* name, Index rows) {
+    return operands.optional<double>(index, name, napi_float64_array, {problem.batch, rows, rank});
+  };
+  problem.a = required(LinalgOperands::kMatrices, "matrices", problem.m, problem.n);
   if (product) {
     problem.p = operands.extent(LinalgNumbers::kFactorColumns, "factors", 1);
-    problem.b = array(LinalgOperands::kFactors, "factors", problem.m, problem.p);
-    if (problem.b == nullptr) operands.fail("factors", "missing");
+    problem.b = required(LinalgOperands::kFactors, "factors", problem.m, problem.p);
   }
-  problem.values = array(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
-  problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
-  problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
-  if (problem.a == nullptr || problem.values == nullptr) operands.fail("matrices", "missing");
+  problem.values = required(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
+  problem.left = optional(LinalgOperands::kLeft, "left", problem.m);
+  problem.right = optional(LinalgOperands::kRight, "right", problem.n);
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);

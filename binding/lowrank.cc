@@ -82,15 +82,12 @@ Napi::Value lowrank(const Napi::CallbackInfo& info) {
   };
   problem.query = rows(LowRankOperands::kQuery, "q", problem.queryType, problem.heads, problem.queries);
   problem.key = rows(LowRankOperands::kKey, "k", problem.keyType, problem.kvHeads, problem.keys);
-  const auto numbers = [&](std::size_t index, const char* name, napi_typedarray_type type, Index bytes, Index count) {
-    return operands.tensor(operands.array(index), name, type, bytes, {problem.batch, problem.heads, count});
-  };
   const auto float64 = [&](std::size_t index, const char* name, Index count) {
-    return static_cast<double*>(numbers(index, name, napi_float64_array, sizeof(double), count));
+    return operands.required<double>(index, name, napi_float64_array, {problem.batch, problem.heads, count});
   };
   problem.singularValues = float64(LowRankOperands::kSingularValues, "singularValues", problem.rank);
-  problem.ranks =
-      static_cast<std::int32_t*>(numbers(LowRankOperands::kRanks, "ranks", napi_int32_array, sizeof(std::int32_t), 1));
+  problem.ranks = operands.required<std::int32_t>(LowRankOperands::kRanks, "ranks", napi_int32_array,
+                                                  {problem.batch, problem.heads});
   if (operands.array(LowRankOperands::kEnergies).present) {
     problem.energies = float64(LowRankOperands::kEnergies, "energies", 1);
   } else if (problem.energy != 0) {

@@ -211,7 +211,7 @@ describe.each(functions)('$name', ({ of: call, asynchronous }) => {
   const refused = (options: unknown, wanted: Refusal, over?: Record<string, unknown>) =>
     faultOf(() => attend(options, over), asynchronous, wanted);
 
-  test('right as the tables below start from', async () => {
+  test('right in what the tables below change', async () => {
     for (const options of [
       { featureMap: elu(), keyMask },
       { state: state() },

@@ -78,19 +78,19 @@ Napi::Value nystrom(const Napi::CallbackInfo& info) {
   }
   if (!operands.ok() || qkv.batch == 0 || qkv.queries == 0) return statusValue(info.Env(), operands.status());
 
-  problem.queryPositions =
-      readPositions(operands, NystromOperands::kQueryPositions, problem.landmarks, qkv.queries);
+  problem.queryPositions = readPositions(operands, NystromOperands::kQueryPositions, problem.landmarks, qkv.queries);
   problem.keyPositions = readPositions(operands, NystromOperands::kKeyPositions, problem.landmarks, qkv.keys);
   if (problem.convSize > 0) {
     const Index heads = problem.convHeadStride == 0 ? 1 : qkv.heads;
     problem.convFilters = static_cast<const float*>(operands.tensor(
         operands.array(NystromOperands::kConvFilters), "convKernel", DataType::kFloat32, {heads, problem.convSize}));
-    if (problem.convSize % 2 == 0 || qkv.keys != qkv.queries) operands.fail("convKernel", "an extent that does not fit");
+    if (problem.convSize % 2 == 0 || qkv.keys != qkv.queries)
+      operands.fail("convKernel", "an extent that does not fit");
   }
   problem.queryMask = operands.optional<std::uint8_t>(NystromOperands::kQueryMask, "queryMask", napi_uint8_array,
                                                       qkv.batch * qkv.queries);
-  problem.keyMask = operands.optional<std::uint8_t>(NystromOperands::kKeyMask, "keyMask", napi_uint8_array,
-                                                    qkv.batch * qkv.keys);
+  problem.keyMask =
+      operands.optional<std::uint8_t>(NystromOperands::kKeyMask, "keyMask", napi_uint8_array, qkv.batch * qkv.keys);
   Status status = operands.status();
   const KernelSet* kernels = status.ok() ? kernelsOf(info, &status) : nullptr;
   if (kernels == nullptr) return statusValue(info.Env(), status);

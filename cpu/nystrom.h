@@ -220,8 +220,7 @@ LA_INLINE void convolveBlock(const NystromProblem& problem, const NystromWorkspa
                              const Execution& execution) {
   const Qkv& qkv = problem.qkv;
   const auto bytes = static_cast<std::size_t>(4 * qkv.valueDim);
-  const float* staged =
-      space.staged + (head * minimum(kStagedRows, qkv.queries) + block.begin - first) * qkv.valueDim;
+  const float* staged = space.staged + (head * minimum(kStagedRows, qkv.queries) + block.begin - first) * qkv.valueDim;
   for (Index i = 0; i < block.end - block.begin; ++i) {
     __builtin_memcpy(scratch.sums.row(i), staged + i * qkv.valueDim, bytes);
   }

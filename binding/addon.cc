@@ -29,6 +29,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<nystrom>(exports, "nystrom");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
+  define<linformer>(exports, "linformer");
   exports.Set("KvCache", kvCacheClass(env));
   return exports;
 }

@@ -37,13 +37,13 @@ export function checkType(name: string, type: unknown): DataType {
 /**
  * A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given.
  *
- * @param refused options of other methods that this one cannot have: what it has instead, and why
+ * @param unsupported options of other methods that this one refuses, and what is expected instead: the reason
  */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
-  refused: Readonly<Record<string, string>> = {},
+  unsupported: ReadonlyMap<string, string> = new Map(),
 ): Partial<T> {
   if (options === undefined) return {};
   // A Map or a Promise has no options in it, which is hardly what was meant.
@@ -51,30 +51,29 @@ export function checkOptions<T extends object>(
   if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
   const copy: Record<string, unknown> = {};
-  const take = (key: string, value: unknown): void => {
-    if (value === undefined) return;
-    if (Object.hasOwn(refused, key)) throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
-    copy[key] = value;
-  };
   let reading = name;
   try {
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
-      if (!known.has(key) && !Object.hasOwn(refused, key))
+      if (!known.has(key) && !unsupported.has(key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
-      take(key, value);
+      if (value !== undefined) copy[key] = value;
     }
     // Accessors of a class do not count in the loop above.
     const prototype = Object.getPrototypeOf(options);
     if (prototype !== null && prototype !== Object.prototype) {
-      for (const key of [...known, ...Object.keys(refused)]) {
+      for (const key of [...known, ...unsupported.keys()]) {
         reading = key;
-        if (!Object.hasOwn(copy, key)) take(key, options[key as keyof T]);
+        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
+        if (value !== undefined) copy[key] = value;
       }
     }
   } catch (error) {
     throw unreadable(reading, error);
+  }
+  for (const [key, reason] of unsupported) {
+    if (Object.hasOwn(copy, key)) throw expected('ERR_UNSUPPORTED', key, reason, copy[key]);
   }
   return copy as Partial<T>;
 }
@@ -231,18 +230,6 @@ export function checkNumbers(
   const numbers = isArray(list) || isTyped(list) ? readList(name, list, fits, make) : undefined;
   if (numbers === undefined) throw expected('ERR_SHAPE', name, what, list);
   return numbers;
-}
-
-/** A mask of exactly these dims. */
-export function checkBoolTensor(name: string, value: unknown, dims: readonly number[]): Uint8Array {
-  const given = readTensor(name, value);
-  if (given.type !== 'bool') throw expected('ERR_TYPE', name, "type 'bool'", given.type);
-  if (!types.isUint8Array(given.data)) throw expected('ERR_TYPE', name, "a Uint8Array for type 'bool'", given.data);
-  const found = checkDims(name, given.dims);
-  if (found.length !== dims.length || found.some((extent, axis) => extent !== dims[axis]))
-    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, found);
-  checkExtent(name, given.data, dims);
-  return given.data;
 }
 
 /** One length a sequence, each in [0, longest]. */

@@ -12,12 +12,24 @@ export { AttentionError, type AttentionErrorCode } from './errors';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export {
+  type LinformerOptions,
+  type LinformerProjections,
+  linformerAttention,
+  linformerAttentionSync,
+} from './linformer';
+export {
+  type LinformerAppendOptions,
+  type LinformerAttendOptions,
+  LinformerState,
+  type LinformerStateOptions,
+} from './linformer-state';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
+export type { KeyMask } from './qkv';
 export {
-  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
   type MaskTensor,

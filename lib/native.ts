@@ -46,6 +46,7 @@ export interface Addon {
   readonly merge: NativeOp;
   readonly nystrom: NativeOp;
   readonly cached: NativeOp;
+  readonly linformer: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;
 }
 

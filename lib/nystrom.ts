@@ -1,13 +1,13 @@
 import { types } from 'node:util';
 
 import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkBoolTensor, checkChoice, checkFinite, checkInteger, checkOptions, checkTensor } from './check';
+import { checkChoice, checkFinite, checkInteger, checkOptions, checkTensor } from './check';
 import { expected, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
 import { addon } from './native';
-import { checkQkv, outputOf, type Qkv, qkvNumbers, qkvOperands } from './qkv';
+import { checkKeyMask, checkQkv, type KeyMask, outputOf, type Qkv, qkvNumbers, qkvOperands } from './qkv';
 import { attempt, isArray, readList, view } from './read';
-import type { BoolTensor, Tensor, TensorOf } from './tensor';
+import type { Tensor, TensorOf } from './tensor';
 
 /** Positions, each at most once. */
 export type LandmarkIndices = readonly number[] | Int32Array;
@@ -51,12 +51,12 @@ export interface NystromOptions extends CallOptions {
    */
   readonly convKernel?: TensorOf<'float32'>;
   /** `[batch, keys]`, 1 = valid: what is masked contributes to nothing, whatever it holds. Default all valid. */
-  readonly keyMask?: BoolTensor;
+  readonly keyMask?: KeyMask;
   /**
    * `[batch, queries]`, 1 = valid: masked queries are in no landmark, and their output rows are zero. Not implied by
    * `keyMask`: where queries and keys are the same positions, pass the mask as both. Default all valid.
    */
-  readonly queryMask?: BoolTensor;
+  readonly queryMask?: KeyMask;
 }
 
 const optionNames: ReadonlySet<string> = new Set([
@@ -74,14 +74,16 @@ const optionNames: ReadonlySet<string> = new Set([
 ]);
 
 const future = 'landmarks are means over all positions, future ones included';
-const refusedOptions: Readonly<Record<string, string>> = {
-  causal: `no causality (${future})`,
-  window: `no window (${future})`,
-  queryOffset: `no position of the queries (there is no causality: ${future})`,
-  mask: 'keyMask and queryMask (a mask over pairs of queries and keys would need the matrix that landmarks stand for)',
-  state: `no state (${future})`,
-  cache: `no cache (${future})`,
-};
+const unsupported: ReadonlyMap<string, string> = new Map(
+  Object.entries({
+    causal: `no causality (${future})`,
+    window: `no window (${future})`,
+    queryOffset: `no position of the queries (there is no causality: ${future})`,
+    mask: 'keyMask and queryMask (a mask over pairs of queries and keys would need the matrix that landmarks stand for)',
+    state: `no state (${future})`,
+    cache: `no cache (${future})`,
+  }),
+);
 
 /** The same as in the published implementations. */
 const defaultLandmarks = 64;
@@ -122,15 +124,14 @@ export function nystromAttentionSync(q: Tensor, k: Tensor, v: Tensor, options?: 
 }
 
 function prepare(q: Tensor, k: Tensor, v: Tensor, given: NystromOptions | undefined): Call<Tensor> {
-  const options: NystromOptions = checkOptions('options', given, optionNames, refusedOptions);
+  const options: NystromOptions = checkOptions('options', given, optionNames, unsupported);
   const qkv = checkQkv(q, k, v, checkLayout(options.layout));
   const { batch, queries, keys, headDim } = qkv;
   const landmarks = checkLandmarks(options, qkv);
   const inverse = checkInverse(options);
   const filters = checkFilters(options.convKernel, qkv);
-  const keyMask = options.keyMask === undefined ? null : checkBoolTensor('keyMask', options.keyMask, [batch, keys]);
-  const queryMask =
-    options.queryMask === undefined ? null : checkBoolTensor('queryMask', options.queryMask, [batch, queries]);
+  const keyMask = checkKeyMask(options.keyMask, batch, keys);
+  const queryMask = checkKeyMask(options.queryMask, batch, queries, 'queryMask');
   const output = outputOf(qkv, options.out, [filters.data, keyMask, queryMask]);
   return {
     op: view.length(output.data) === 0 ? nothing : addon.nystrom,

@@ -195,32 +195,29 @@ function wrongMasks(batch: number, queries: number): Row[] {
   ];
 }
 
-/** What is no mask of `'bool'` with these dims. */
-function wrongBools(...right: number[]): Row[] {
-  const size = right.reduce((a, b) => a * b, 1);
-  const bits = (dims: readonly number[], data: unknown = new Uint8Array(size)) => ({ data, dims, type: 'bool' });
+/** Key masks wrong for [batch, keys]. */
+function wrongKeyMasks(batch: number, keys: number): Row[] {
+  const bits = (dims: readonly number[], data: unknown = new Uint8Array(dims.reduce((a, b) => a * b, 1))) => ({
+    data,
+    dims,
+    type: 'bool',
+  });
+  const right = [batch, keys];
+  const count = batch * keys;
   return [
-    ...primitives
-      .filter(([value]) => value !== undefined)
-      .map(([value, received]): Row => [value, 'ERR_TYPE', received]),
-    [new Uint8Array(size), 'ERR_TYPE', `Uint8Array(${size})`],
-    ...['float32', 'bfloat16', 'Bool', undefined, null].map((type): Row => [{ ...bits(right), type }, 'ERR_TYPE']),
-    [bits(right, new Float32Array(size)), 'ERR_TYPE', `Float32Array(${size})`],
-    [bits(right, new Int8Array(size)), 'ERR_TYPE', `Int8Array(${size})`],
-    [
-      bits(
-        right,
-        Array.from({ length: size }, () => 1),
-      ),
-      'ERR_TYPE',
-    ],
-    [bits(right, new Uint8Array(size - 1)), 'ERR_SHAPE', `${size - 1}`],
-    [bits(right, new Uint8Array(size + 1)), 'ERR_SHAPE', `${size + 1}`],
-    [bits(right, new Uint8Array(new SharedArrayBuffer(size))), 'ERR_TYPE', 'a SharedArrayBuffer'],
-    ...[[], [size], right.toReversed(), [1, ...right], [1, right[1] as number]].map(
+    ...primitives.flatMap(([value, received]): Row[] => (value === undefined ? [] : [[value, 'ERR_TYPE', received]])),
+    [{}, 'ERR_TYPE', 'an object'],
+    [new Uint8Array(count), 'ERR_TYPE', `Uint8Array(${count})`],
+    [Object.defineProperty(bits(right), 'dims', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
+    ...['float32', 'Bool', undefined, 1].map((type): Row => [{ ...bits(right), type }, 'ERR_TYPE']),
+    ...[[], [count], [keys, batch], [batch, keys + 1], [batch + 1, keys], [batch, 1, keys], [batch, 0]].map(
       (dims): Row => [bits(dims), 'ERR_SHAPE', `[${dims.join(', ')}]`],
     ),
-    [Object.defineProperty({}, 'data', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
+    [bits(right, new Float32Array(count)), 'ERR_TYPE', `Float32Array(${count})`],
+    [bits(right, Array(count).fill(true)), 'ERR_TYPE'],
+    [bits(right, new Uint8Array(count - 1)), 'ERR_SHAPE', `${count - 1}`],
+    [bits(right, new Uint8Array(count + 1)), 'ERR_SHAPE', `${count + 1}`],
+    [bits(right, new Uint8Array(new SharedArrayBuffer(count))), 'ERR_TYPE', 'a SharedArrayBuffer'],
   ];
 }
 
@@ -270,8 +267,8 @@ const nystrom: Readonly<Record<string, readonly Row[]>> = {
     [{ data: new Uint16Array(3), dims: [1, 3], type: 'float16' }, 'ERR_TYPE', '"float16"'],
     [{ data: new Float32Array(3), dims: [1, 3], type: 'float32' }, 'ERR_SHAPE', /3 queries and 5 keys/],
   ],
-  keyMask: wrongBools(2, 5),
-  queryMask: wrongBools(2, 3),
+  keyMask: wrongKeyMasks(2, 5),
+  queryMask: wrongKeyMasks(2, 3),
 };
 
 /** The wrong values of every option of a function. */
@@ -299,6 +296,13 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
         [{}, 'ERR_UNSUPPORTED', 'an object'],
       ],
     };
+  }
+  if (name.startsWith('linformerAttention'))
+    return { ...general, layout, scale: notFinite, keyMask: wrongKeyMasks(2, 5) };
+  if (name.startsWith('LinformerState.attend')) return { ...general, layout, scale: notFinite };
+  if (name.startsWith('LinformerState.append')) {
+    const { device, isa, threads } = general;
+    return { device, isa, threads, layout, keyMask: wrongKeyMasks(1, 5) };
   }
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
   if (name.startsWith('matmul')) return { ...general, transposeB: notBoolean };

@@ -8,14 +8,20 @@ import {
   type CallOptions,
   type DataType,
   KvCache,
+  LinformerState,
+  linformerAttention,
+  linformerAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
   mergeAttentionSync,
+  nystromAttention,
+  nystromAttentionSync,
   type Tensor,
   type TensorOf,
 } from '../lib';
 import { type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { projection } from './linformer-run';
 import { once } from './rows';
 
 /** A call of any kind, whose tensors are those of all its outputs. */
@@ -91,6 +97,37 @@ function mergeCall(type: DataType): MixedCall {
   );
 }
 
+function nystromCall(type: DataType): MixedCall {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 600, keys: 600, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 23, type);
+  const meaning = { landmarks: 20, convKernel: normal([4, 9], 24) as TensorOf<'float32'> };
+  return pair(
+    `nystrom in ${type}`,
+    (options) => nystromAttentionSync(q, k, v, { ...meaning, ...options }),
+    (options) => nystromAttention(q, k, v, { ...meaning, ...options }),
+  );
+}
+
+function linformerCalls(type: DataType): MixedCall[] {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 60, keys: 700, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 20, type);
+  const keyProjection = projection([50, 700], 21);
+  const state = new LinformerState({ keyProjection, heads: 2, headDim: 32, valueDim: 24, batch: 2 });
+  state.append(k, v);
+  return [
+    pair(
+      `linformer in ${type}`,
+      (options) => linformerAttentionSync(q, k, v, { keyProjection, ...options }),
+      (options) => linformerAttention(q, k, v, { keyProjection, ...options }),
+    ),
+    pair(
+      `linformer state in ${type}`,
+      (options) => state.attendSync(q, options),
+      (options) => state.attend(q, options),
+    ),
+  ];
+}
+
 /** A cache of random rows, with 2 heads of 32. */
 export function filledCache(length: number, type: DataType = 'float32', seed = length): KvCache {
   const cache = new KvCache({ heads: 2, headDim: 32, type });
@@ -135,6 +172,8 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     matmulCall(110, 130, 90, type),
     matmulCall(3, 200, 5, type),
     mergeCall(type),
+    nystromCall(type),
     ...cacheCalls(type),
+    ...linformerCalls(type),
   ]),
 ]);

@@ -1,6 +1,7 @@
 import fc from 'fast-check';
 import { attentionSync, nystromAttention, nystromAttentionSync } from '../lib';
-import type { BoolTensor, Tensor, TensorOf } from '../lib/tensor';
+import type { KeyMask } from '../lib/qkv';
+import type { Tensor, TensorOf } from '../lib/tensor';
 import { filled, type Inputs, normal, normalInputs, poisonPast, slice, types } from './data';
 import { bitsOf, expectSameBits } from './full-run';
 import { toFloat64 } from './half';
@@ -13,7 +14,7 @@ import { compare } from './tolerance';
 const rows = isaRows('nystrom');
 
 /** A mask [batch, length] of which each item has so many valid positions, then padding. */
-function padding(length: number, valid: readonly number[]): BoolTensor {
+function padding(length: number, valid: readonly number[]): KeyMask {
   const data = Uint8Array.from({ length: valid.length * length }, (_, i) =>
     Number(i % length < valid[Math.floor(i / length)]),
   );
@@ -86,7 +87,7 @@ describe('the same bits', () => {
         const whole = nystromAttentionSync(inputs.q, inputs.k, inputs.v, { ...options, isa: drawn.isa });
         for (let item = 0; item < batch; item++) {
           const of = <T extends Tensor>(tensor: T) => slice(tensor, 0, item, item + 1);
-          const maskOf = ({ data, dims: [, length] }: BoolTensor): BoolTensor => ({
+          const maskOf = ({ data, dims: [, length] }: KeyMask): KeyMask => ({
             data: data.slice(item * length, (item + 1) * length),
             dims: [1, length],
             type: 'bool',

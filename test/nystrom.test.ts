@@ -1,4 +1,4 @@
-import type { BoolTensor } from '../lib/tensor';
+import type { KeyMask } from '../lib/qkv';
 import {
   filled,
   headRatios,
@@ -43,7 +43,7 @@ const filters = (heads: number, size: number): NystromMeaning['convKernel'] =>
   normal([heads, size], 100 + size) as NystromMeaning['convKernel'];
 
 /** A mask [batch, length] by a rule. */
-function mask(batch: number, length: number, lives: (item: number, position: number) => boolean): BoolTensor {
+function mask(batch: number, length: number, lives: (item: number, position: number) => boolean): KeyMask {
   const data = Uint8Array.from({ length: batch * length }, (_, i) => Number(lives(Math.floor(i / length), i % length)));
   return { data, dims: [batch, length], type: 'bool' };
 }

@@ -1,4 +1,5 @@
-import type { BoolTensor, Tensor } from '../lib/tensor';
+import type { KeyMask } from '../lib/qkv';
+import type { Tensor } from '../lib/tensor';
 import { toFloat64 } from './half';
 import { hidden, type Layout, problemOf } from './problem';
 import type { Answer } from './reference';
@@ -13,8 +14,8 @@ export interface NystromMeaning {
   readonly iterations?: number;
   readonly regularization?: number;
   readonly convKernel?: Tensor & { readonly data: Float32Array; readonly type: 'float32' };
-  readonly keyMask?: BoolTensor;
-  readonly queryMask?: BoolTensor;
+  readonly keyMask?: KeyMask;
+  readonly queryMask?: KeyMask;
 }
 
 /** Rows of numbers. */

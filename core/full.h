@@ -32,7 +32,8 @@ enum class MaskKind : std::uint8_t { kNone, kBool, kAdditive };
 // tiles, so every kernel row uses the same one.
 constexpr Index kKeyTile = 128;
 // A long key range read by few queries is split into ranges of this many keys, merged in ascending order. Where more
-// than kSplitRows rows share a key/value head, ranges are longer in proportion, so that their states take no more memory.
+// than kSplitRows rows share a key/value head, ranges are longer in proportion, so that their states take no more
+// memory.
 constexpr Index kSplitKeys = 1024;
 // "Few" by default: at most this many rows share one key/value head.
 constexpr Index kSplitRows = 64;

@@ -58,11 +58,16 @@ LA_INLINE Qkv landmarkKeys(const NystromProblem& problem, const NystromWorkspace
   return qkv;
 }
 
-LA_INLINE FullProblem landmarkQueryProblem(const NystromProblem& problem, const Qkv& qkv,
-                                           const FullSequence* sequences) {
+LA_INLINE FullProblem attentionOver(const NystromProblem& problem, const Qkv& qkv, const FullSequence* sequences) {
   FullProblem full = fullProblemOf(qkv);
   full.scale = problem.scale;
   full.sequences = sequences;
+  return full;
+}
+
+LA_INLINE FullProblem landmarkQueryProblem(const NystromProblem& problem, const Qkv& qkv,
+                                           const FullSequence* sequences) {
+  FullProblem full = attentionOver(problem, qkv, sequences);
   // However many landmarks: one long sequence must have work for all threads.
   full.splitRows = FullProblem::kOpen;
   if (problem.keyMask != nullptr) full.maskKind = MaskKind::kBool;
@@ -71,9 +76,7 @@ LA_INLINE FullProblem landmarkQueryProblem(const NystromProblem& problem, const 
 
 // F·W into the output, or into the staged rows of one batch item.
 LA_INLINE FullProblem landmarkKeyProblem(const NystromProblem& problem, const Qkv& qkv, const FullSequence* sequences) {
-  FullProblem full = fullProblemOf(qkv);
-  full.scale = problem.scale;
-  full.sequences = sequences;
+  FullProblem full = attentionOver(problem, qkv, sequences);
   if (problem.convFilters == nullptr) return full;
   full.outputType = DataType::kFloat32;
   full.sequenceCount = 1;

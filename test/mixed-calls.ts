@@ -18,6 +18,8 @@ import {
   matmulSync,
   mergeAttention,
   mergeAttentionSync,
+  nystromAttention,
+  nystromAttentionSync,
   type Tensor,
   type TensorOf,
 } from '../lib';
@@ -108,6 +110,17 @@ function mergeCall(type: DataType): MixedCall {
   );
 }
 
+function nystromCall(type: DataType): MixedCall {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 600, keys: 600, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 23, type);
+  const meaning = { landmarks: 20, convKernel: normal([4, 9], 24) as TensorOf<'float32'> };
+  return pair(
+    `nystrom in ${type}`,
+    (options) => nystromAttentionSync(q, k, v, { ...meaning, ...options }),
+    (options) => nystromAttention(q, k, v, { ...meaning, ...options }),
+  );
+}
+
 function linformerCalls(type: DataType): MixedCall[] {
   const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 60, keys: 700, headDim: 32, valueDim: 24 };
   const { q, k, v } = normalInputs(shape, 20, type);
@@ -177,6 +190,7 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     matmulCall(110, 130, 90, type),
     matmulCall(3, 200, 5, type),
     mergeCall(type),
+    nystromCall(type),
     ...cacheCalls(type),
     ...linformerCalls(type),
   ]),

@@ -2,15 +2,15 @@ import { SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError } from 'commander';
 
 import { devices, info } from '../../lib';
+import { maxPieces, type Times } from '../../lib/cli/sentence-encoder/encoder';
+import { Tokenizer } from '../../lib/cli/sentence-encoder/tokenizer';
+import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from '../../lib/cli/sentence-encoder/weights';
 import { encodeAll } from './batches';
 import { type Passage, readParagraphs, toPassages } from './book';
 import { compare, tolerance } from './comparison';
-import { maxPieces, type Times } from './encoder';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
 import { search } from './search';
-import { Tokenizer } from './tokenizer';
-import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from './weights';
 
 const defaultQueries = [
   'Two strangers have to share a bed at the inn.',

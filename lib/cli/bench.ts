@@ -59,7 +59,7 @@ const probeRounds = 5;
 /** Load of others from which a comparison of a few percent means little. */
 const busyCores = 0.15;
 
-/** @throws WrongAnswer, PeerMissing */
+/** @throws WrongAnswer, PackageMissing */
 export async function runBench(request: BenchRequest, progress: Progress): Promise<BenchReport> {
   const { cases, how, runs } = request;
   const peer = request.peer ? Onnxruntime.load() : undefined;

@@ -4,18 +4,16 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { AttentionError } from '../errors';
 import { info } from '../info';
 import type { DataType } from '../tensor';
+import { count, counts, Usage } from './arguments';
 import { runBench } from './bench';
 import { WrongAnswer } from './check';
 import { infoReport, infoText } from './info';
-import { PeerMissing } from './peer/onnxruntime';
+import { PackageMissing } from './installed';
 import { progressBar } from './progress';
 import { benchText } from './report';
 import { allSuites, type Case, decode, prefill, suites } from './suite';
 
 const exits = { ok: 0, failed: 1, usage: 2 } as const;
-
-/** Something the user must ask differently. */
-class Usage extends Error {}
 
 interface ShapeOptions {
   readonly n?: readonly number[];
@@ -137,17 +135,6 @@ function suiteNames(text: string): string[] {
   return names.flatMap((name) => (name === 'all' ? allSuites : [name]));
 }
 
-function count(text: string): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < 1)
-    throw new InvalidArgumentError('Not a whole number from 1 on.');
-  return value;
-}
-
-function counts(text: string): number[] {
-  return text.split(',').map(count);
-}
-
 function print(what: unknown): void {
   process.stdout.write(`${typeof what === 'string' ? what : JSON.stringify(what, null, 2)}\n`);
 }
@@ -159,7 +146,7 @@ async function main(): Promise<number> {
   } catch (error) {
     // commander has printed its own message already; for --help and --version it comes here with 0.
     if (error instanceof CommanderError) return error.exitCode === 0 ? exits.ok : exits.usage;
-    if (error instanceof Usage || error instanceof PeerMissing || error instanceof WrongAnswer) {
+    if (error instanceof Usage || error instanceof PackageMissing || error instanceof WrongAnswer) {
       console.error(`error: ${error.message}`);
       return error instanceof WrongAnswer ? exits.failed : exits.usage;
     }

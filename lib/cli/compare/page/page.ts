@@ -1,0 +1,240 @@
+/** The page: one file, no script, nothing fetched; legible in light and in dark, wide and narrow. */
+import {
+  type AnalyzeReport,
+  type AttentionMaps,
+  type CompareReport,
+  type InputFacts,
+  label,
+  type Provenance,
+  type Run,
+  type Spectra,
+  settingText,
+  totalMs,
+} from '../results';
+import { loadD3 } from './axes';
+import { Identities } from './identity';
+import { lengthsChart } from './lengths';
+import { mapsSection } from './maps';
+import { Markup, tag } from './markup';
+import { bytesText, factorText, percentText, timeText, wholeText } from './numbers';
+import { spectraTable } from './spectra-table';
+import { spectrumChart } from './spectrum';
+import { style } from './style';
+import { tradeoffChart } from './tradeoff';
+
+/** Errors that are asked about at the top of the page. */
+const questions = [0.01, 0.05, 0.1, 0.25];
+
+export async function comparePage(report: CompareReport, maps: AttentionMaps): Promise<string> {
+  const d3 = await loadD3();
+  const identities = new Identities(
+    d3,
+    report.runs.map(({ method }) => method),
+  );
+  const section = (title: string, note: string, ...content: readonly (Markup | readonly Markup[])[]) =>
+    tag('section', {}, tag('h2', {}, title), tag('p', { class: 'note' }, note), ...content);
+  return document('Exact attention and its approximations', report, [
+    answers(report),
+    tag(
+      'div',
+      { class: 'charts' },
+      section(
+        'Error against time',
+        'To the left is faster, down is nearer to exact. Numbers are the knob’s values.',
+        tradeoffChart(d3, report, identities),
+      ),
+      section(
+        'Time against length',
+        'Both axes logarithmic: a slope of 2 is quadratic, of 1 linear.',
+        lengthsChart(d3, report.lengths, identities),
+      ),
+      section('Spectrum', spectrumNote(report.spectra), spectrumChart(d3, report.spectra)),
+      section(
+        'Effective ranks',
+        'Of each head’s attention matrix, every variant by its name.',
+        spectraTable(report.spectra),
+      ),
+    ),
+    mapsSection(maps),
+    runsTable(report),
+  ]);
+}
+
+export async function analyzePage(report: AnalyzeReport): Promise<string> {
+  const d3 = await loadD3();
+  return document('Spectra of attention', report, [
+    tag(
+      'section',
+      { class: 'whole' },
+      tag('h2', {}, 'Spectrum'),
+      tag('p', { class: 'note' }, spectrumNote(report.spectra)),
+      spectrumChart(d3, report.spectra),
+    ),
+    tag('section', { class: 'whole' }, tag('h2', {}, 'Effective ranks'), spectraTable(report.spectra)),
+  ]);
+}
+
+function document(
+  title: string,
+  report: Provenance & { readonly input: InputFacts },
+  content: readonly Markup[],
+): string {
+  const { input } = report;
+  const page = tag(
+    'html',
+    { lang: 'en' },
+    tag(
+      'head',
+      {},
+      tag('meta', { charset: 'utf-8' }),
+      tag('meta', { name: 'viewport', content: 'width=device-width, initial-scale=1' }),
+      tag('title', {}, `${title}: ${input.source}`),
+      tag('style', {}, new Markup(style)),
+    ),
+    tag(
+      'body',
+      {},
+      tag(
+        'main',
+        {},
+        tag('h1', {}, title),
+        tag(
+          'p',
+          { class: 'quiet' },
+          `${input.source}: ${wholeText(input.length)} positions, ${input.heads} heads of ${input.headDim}` +
+            `${input.kvHeads === input.heads ? '' : ` over ${input.kvHeads} key/value heads`}, ${input.type}`,
+        ),
+        input.notes.map((note) => tag('p', { class: 'note' }, note)),
+        ...content,
+        provenance(report),
+      ),
+    ),
+  );
+  return `<!doctype html>\n${page.text}\n`;
+}
+
+function spectrumNote({ length, count }: Spectra): string {
+  const part = count < length ? `the ${wholeText(count)} largest of ${wholeText(length)}` : `all ${wholeText(count)}`;
+  return `Singular values of softmax(scale·QKᵀ) over ${wholeText(length)} positions: ${part}. Both axes logarithmic.`;
+}
+
+/** For an error one could live with: what is fastest? */
+function answers({ runs, exact }: CompareReport): Markup {
+  return tag(
+    'ul',
+    { class: 'answers' },
+    tag('li', {}, tag('span', { class: 'quiet' }, 'Exact attention'), tag('b', {}, timeText(exact.time.median))),
+    questions.map((most) => {
+      const best = runs
+        .filter((run) => run.error.relativeFrobenius <= most && run.speedup > 1)
+        .sort((a, b) => totalMs(a) - totalMs(b))[0];
+      return tag(
+        'li',
+        {},
+        tag('span', { class: 'quiet' }, `Error of at most ${percentText(most)}`),
+        tag('b', {}, best === undefined ? 'nothing faster' : `${factorText(best.speedup)} as fast`),
+        best === undefined
+          ? tag('span', { class: 'quiet' }, 'than exact attention')
+          : `${label(best)}: ${percentText(best.error.relativeFrobenius)}`,
+      );
+    }),
+  );
+}
+
+function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): Markup {
+  const head = ['method', 'setting', 'time', 'from', 'to', 'of it before', 'speed', 'error', 'largest', 'memory'];
+  const row = (run: Run) => {
+    const { time, preparationMs = 0 } = run;
+    const cells = [
+      run.name,
+      settingText(run.setting),
+      timeText(totalMs(run)),
+      timeText(time.min + preparationMs),
+      timeText(time.max + preparationMs),
+      preparationMs === 0 ? '' : timeText(preparationMs),
+      factorText(run.speedup),
+      percentText(run.error.relativeFrobenius),
+      run.error.maxAbs.toPrecision(2),
+      bytesText(run.extraBytes),
+    ];
+    return tag(
+      'tr',
+      { class: run.onFront ? 'best' : undefined },
+      cells.map((cell) => tag('td', {}, cell)),
+      tag('td', { class: 'words' }, run.note),
+    );
+  };
+  const { median, min, max } = exact.time;
+  const exactCells = ['exact', '', timeText(median), timeText(min), timeText(max), '', factorText(1), '0', '0', '0'];
+  return tag(
+    'section',
+    { class: 'whole' },
+    tag('h2', {}, 'All runs'),
+    tag(
+      'p',
+      { class: 'note' },
+      `Medians of ${rounds} rounds in turn, and the fastest and slowest round. Error: ‖output − exact‖ / ‖exact‖, Frobenius; ` +
+        'largest: of any element. Memory: beside inputs and output, by formula. ■ best for its time.',
+    ),
+    tag(
+      'div',
+      { class: 'scroll' },
+      tag(
+        'table',
+        { id: 'runs' },
+        tag(
+          'thead',
+          {},
+          tag(
+            'tr',
+            {},
+            head.map((name) => tag('th', {}, name)),
+            tag('th', { class: 'words' }, 'to know'),
+          ),
+        ),
+        tag(
+          'tbody',
+          {},
+          tag(
+            'tr',
+            {},
+            exactCells.map((cell) => tag('td', {}, cell)),
+            tag('td', { class: 'words' }),
+          ),
+          runs.map(row),
+        ),
+      ),
+    ),
+    leftOut.map((one) => tag('p', { class: 'note' }, `Left out: ${label(one)}: ${one.reason}`)),
+    warnings.map((warning) => tag('p', { class: 'note' }, `Warning: ${warning}`)),
+  );
+}
+
+function provenance({
+  date,
+  package: own,
+  node,
+  machine,
+  threads,
+  input,
+}: Provenance & { readonly input: InputFacts }) {
+  const facts = {
+    input: `${input.source}; values of size ${input.valueDim}`,
+    package: `lowrank-attention ${own.version}, ${own.build.type} build, ${own.build.compiler}`,
+    machine: `${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB.toFixed(0)} GiB, ${machine.platform}`,
+    'load before': machine.loadAverage.map((load) => load.toFixed(2)).join(' '),
+    threads: String(threads),
+    'Node.js': node,
+    date,
+  };
+  return tag(
+    'section',
+    { class: 'whole' },
+    tag('h2', {}, 'Where this is from'),
+    tag(
+      'dl',
+      {},
+      Object.entries(facts).map(([name, value]) => [tag('dt', {}, name), tag('dd', {}, value)]),
+    ),
+  );
+}

@@ -7,6 +7,7 @@ import type { DataType } from '../tensor';
 import { count, counts, Usage } from './arguments';
 import { runBench } from './bench';
 import { WrongAnswer } from './check';
+import { analyzeCommand, compareCommand } from './compare/command';
 import { infoReport, infoText } from './info';
 import { PackageMissing } from './installed';
 import { progressBar } from './progress';
@@ -74,6 +75,7 @@ function program(): Command {
     .option('--json', 'print one JSON document with every measured value')
     .action(bench);
 
+  root.addCommand(compareCommand(print).exitOverride()).addCommand(analyzeCommand(print).exitOverride());
   return root;
 }
 
@@ -135,6 +137,11 @@ function suiteNames(text: string): string[] {
   return names.flatMap((name) => (name === 'all' ? allSuites : [name]));
 }
 
+/** A file that is not there, or may not be read or written. */
+function isFileError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && 'syscall' in error;
+}
+
 function print(what: unknown): void {
   process.stdout.write(`${typeof what === 'string' ? what : JSON.stringify(what, null, 2)}\n`);
 }
@@ -150,7 +157,7 @@ async function main(): Promise<number> {
       console.error(`error: ${error.message}`);
       return error instanceof WrongAnswer ? exits.failed : exits.usage;
     }
-    console.error(error instanceof AttentionError ? `error: ${error.message}` : error);
+    console.error(error instanceof AttentionError || isFileError(error) ? `error: ${error.message}` : error);
     return exits.failed;
   }
 }

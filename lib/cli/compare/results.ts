@@ -1,6 +1,7 @@
 /** What a comparison finds: what `--json` prints, and what the tables and the page show. */
-import type { Info } from '../../info';
+import type { SpectralMetrics } from '../../analysis/metrics';
 import type { DataType } from '../../tensor';
+import type { Provenance } from '../provenance';
 import type { Summary } from '../timing';
 
 /** The queries, keys and values that were used. */
@@ -17,25 +18,12 @@ export interface InputFacts {
   readonly type: DataType;
 }
 
-/** Where and with what it was measured. */
-export interface Provenance {
-  readonly date: string;
-  readonly package: Omit<Info, 'kernels'>;
-  readonly node: string;
-  readonly machine: {
-    readonly platform: string;
-    readonly cpu: string;
-    readonly cores: number;
-    readonly memoryGiB: number;
-    readonly loadAverage: readonly number[];
-  };
-  readonly threads: number;
-}
-
 /** One value of a method's knob, for example 64 landmarks. */
 export interface Setting {
   readonly knob: string;
   readonly value: number;
+  /** For people: `64 landmarks`, `rank 64`. */
+  readonly text: string;
 }
 
 /** A method with its knob at one value. */
@@ -56,8 +44,6 @@ export interface Run {
   readonly extraBytes: number;
   /** Whether no other run is both faster and nearer. */
   readonly onFront: boolean;
-  /** What must be known to judge it. */
-  readonly note?: string;
 }
 
 /** Milliseconds a call, preparation included. */
@@ -83,42 +69,60 @@ export interface LengthSeries {
   readonly slope?: number;
 }
 
-/** Variants of effective rank, each by a name of its own, as they are called by people. */
-export const metricTitles = {
-  effectiveRank: 'effective rank (σ)',
-  energyRank: 'effective rank (σ²)',
-  stableRank: 'stable rank',
-  participationRatio: 'participation ratio',
-  rank90: '90 % of σ²',
-  rank95: '95 % of σ²',
-  rank99: '99 % of σ²',
-} as const;
-
-export type MetricName = keyof typeof metricTitles;
-
 /** The singular values of one head's attention matrix. */
 export interface HeadSpectrum {
   readonly head: number;
-  /** Descending. */
+  /** The largest, descending. */
   readonly values: readonly number[];
-  /** Σ σ² of all singular values, of which `values` may be a part. */
-  readonly totalEnergy: number;
-  /** Undefined where it takes more singular values than were computed. */
-  readonly metrics: Readonly<Partial<Record<MetricName, number>>>;
+  /** Σσ² of all, of which `values` may be a part. */
+  readonly energy: number;
+  readonly metrics: SpectralMetrics;
 }
 
-/** All singular values there are are as many as the length; so many were computed. */
 export interface Spectra {
   readonly length: number;
+  /** Singular values computed; there are as many as the length. */
   readonly count: number;
+  /** Whether they are those of whole matrices. If not, none exceeds the true one. */
+  readonly exact: boolean;
   readonly heads: readonly HeadSpectrum[];
 }
 
+/** Variants of effective rank, as they are called by people. */
+export const metrics: readonly {
+  readonly title: string;
+  readonly of: (metrics: SpectralMetrics) => number | undefined;
+  /** Whether it is a number of components. */
+  readonly whole: boolean;
+  /** Whether it is but a lower bound where singular values are missing. */
+  readonly bound: boolean;
+}[] = [
+  { title: 'effective rank (σ)', of: (of) => of.effectiveRankOfValues, whole: false, bound: true },
+  { title: 'effective rank (σ²)', of: (of) => of.effectiveRankOfEnergies, whole: false, bound: true },
+  { title: 'stable rank', of: (of) => of.stableRank, whole: false, bound: false },
+  { title: 'participation ratio', of: (of) => of.participationRatio, whole: false, bound: true },
+  { title: '90 % of σ²', of: (of) => of.componentsFor[0.9], whole: true, bound: false },
+  { title: '95 % of σ²', of: (of) => of.componentsFor[0.95], whole: true, bound: false },
+  { title: '99 % of σ²', of: (of) => of.componentsFor[0.99], whole: true, bound: false },
+];
+
+/** Every variant for one head, as text: bounds are marked, and what takes more values than there are is one as well. */
+export function metricTexts({ metrics: of, values }: HeadSpectrum, complete: boolean): string[] {
+  return metrics.map(({ of: read, whole, bound }) => {
+    const value = read(of);
+    if (value === undefined) return `> ${values.length}`;
+    return `${bound && !complete ? '≥ ' : ''}${whole ? value : value.toFixed(1)}`;
+  });
+}
+
 export interface CompareReport extends Provenance {
+  readonly threads: number;
   readonly input: InputFacts;
   readonly rounds: number;
   readonly exact: { readonly time: Summary };
   readonly runs: readonly Run[];
+  /** What must be known of a method to judge its runs. */
+  readonly notes: readonly { readonly name: string; readonly note: string }[];
   readonly leftOut: readonly LeftOut[];
   /** Exact attention first. */
   readonly lengths: readonly LengthSeries[];
@@ -127,6 +131,7 @@ export interface CompareReport extends Provenance {
 }
 
 export interface AnalyzeReport extends Provenance {
+  readonly threads: number;
   readonly input: InputFacts;
   readonly spectra: Spectra;
 }
@@ -145,12 +150,7 @@ export interface AttentionMaps {
   }[];
 }
 
-/** `64 landmarks`, or nothing. */
-export function settingText(setting: Setting | undefined): string {
-  return setting === undefined ? '' : `${setting.value} ${setting.knob}`;
-}
-
 /** `Nyström, 64 landmarks` */
 export function label({ name, setting }: { readonly name: string; readonly setting?: Setting }): string {
-  return setting === undefined ? name : `${name}, ${settingText(setting)}`;
+  return setting === undefined ? name : `${name}, ${setting.text}`;
 }

@@ -1,7 +1,7 @@
 import { attention } from '../../full';
 import { matmul } from '../../matmul';
-import { type Tensor, type TensorOf, tensor } from '../../tensor';
-import type { Inputs } from '../inputs';
+import { type TensorOf, tensor } from '../../tensor';
+import { headsFirst, type Inputs } from '../inputs';
 import { add, addBias, addBiasRelu, layerNorm, meanOverLength, tanhNormalised } from './elementwise';
 import { type EncoderWeights, type Layer, type LayerNorm, type Linear, type Matrix, matrix } from './weights';
 import { Workspace } from './workspace';
@@ -82,19 +82,6 @@ export async function layerInputs(
     throw new RangeError(`Expected a layer from 0 to ${weights.layers.length - 1}, received ${index}.`);
   const { query, key, value } = await project(layer, normalised(x, layer.attentionNorm, batch), batch);
   return { q: headsFirst(query), k: headsFirst(key), v: headsFirst(value) };
-}
-
-/** `[1, length, heads, dim]` as `[1, heads, length, dim]`, in memory of its own. */
-function headsFirst({ data, dims }: HeadRows): Tensor {
-  const [, length, heads, dim] = dims;
-  const result = new Float32Array(data.length);
-  for (let row = 0; row < length; row++) {
-    for (let head = 0; head < heads; head++) {
-      const from = (row * heads + head) * dim;
-      result.set(data.subarray(from, from + dim), (head * length + row) * dim);
-    }
-  }
-  return tensor(result, [1, heads, length, dim]);
 }
 
 /**

@@ -41,7 +41,7 @@ export interface Frame {
 export const widths = { wide: 560, narrow: 336 } as const;
 
 export function frameOf(width: number, height: number): Frame {
-  return { width, height, left: 52, right: 14, top: 12, bottom: 42 };
+  return { width, height, left: 52, right: 16, top: 24, bottom: 42 };
 }
 
 /** An axis: what it is about, with its unit, and how its numbers are written. */
@@ -59,19 +59,18 @@ export function logDomain(values: readonly number[], room = 1.15): [number, numb
 }
 
 function ticksOf({ scale, log }: Axis, count: number): number[] {
-  const all = scale.ticks(count);
-  if (!log) return all;
-  const [low, high] = scale.domain() as [number, number];
-  const within = scale.copy().ticks(100);
+  // On a logarithmic scale d3 gives 1 to 9 times each power of ten, or powers of ten alone where there are many.
+  if (!log) return scale.ticks(count);
+  const all = scale.ticks();
   const leading = (value: number) => Math.round(value / 10 ** Math.floor(Math.log10(value) + 1e-9));
   for (const kept of [[1], [1, 3], [1, 2, 5]]) {
-    const ticks = within.filter((value) => value >= low && value <= high && kept.includes(leading(value)));
+    const ticks = all.filter((value) => kept.includes(leading(value)));
     if (ticks.length >= 3) return ticks;
   }
-  return within;
+  return all;
 }
 
-/** Grid lines, numbers and titles. The title of y stands above the axis, where it can be read without turning the head. */
+/** Grid lines, numbers and titles. The title of y stands above its axis, where it is read without turning one's head. */
 export function axes(frame: Frame, x: Axis, y: Axis): Markup {
   const { width, height, left, right, top, bottom } = frame;
   const [base, end] = [height - bottom, width - right];
@@ -101,11 +100,7 @@ export function axes(frame: Frame, x: Axis, y: Axis): Markup {
     tag('line', { class: 'axis', x1: left, x2: end, y1: base, y2: base }),
     tag('line', { class: 'axis', x1: left, x2: left, y1: top, y2: base }),
     tag('text', { class: 'title', x: (left + end) / 2, y: height - 6, 'text-anchor': 'middle' }, x.title),
-    tag(
-      'text',
-      { class: 'title', transform: `translate(12 ${(top + base) / 2}) rotate(-90)`, 'text-anchor': 'middle' },
-      y.title,
-    ),
+    tag('text', { class: 'title', x: 4, y: 12 }, y.title),
   );
 }
 

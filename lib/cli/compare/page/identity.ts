@@ -1,4 +1,6 @@
 /** How a method looks, the same in every chart: a colour, and a symbol for those who cannot tell the colours. */
+import type { SymbolType } from 'd3-shape';
+
 import type { D3 } from './axes';
 import { type Markup, tag } from './markup';
 
@@ -17,27 +19,25 @@ export class Identities {
 
   /** Class that gives an element the method's colour. */
   classOf(method: string): string {
-    return `series-${this.#indexOf(method) % colors}`;
+    return method === 'exact' ? 'series-exact' : `series-${this.#order.indexOf(method) % colors}`;
   }
 
   /** The method's symbol, about `size` pixels wide. */
-  symbol(method: string, size: number, attributes: Readonly<Record<string, string | number>> = {}): Markup {
+  symbol(method: string, size: number): Markup {
     const { d3 } = this;
-    const shapes = [
-      d3.symbolCircle,
-      d3.symbolSquare,
-      d3.symbolTriangle,
-      d3.symbolDiamond,
-      d3.symbolCross,
-      d3.symbolWye,
-      d3.symbolStar,
+    const forms: readonly (readonly [SymbolType, transform?: string])[] = [
+      [d3.symbolTriangle],
+      [d3.symbolSquare],
+      [d3.symbolDiamond],
+      [d3.symbolCross],
+      [d3.symbolWye],
+      [d3.symbolStar],
+      [d3.symbolTriangle, 'rotate(180)'],
+      [d3.symbolCross, 'rotate(45)'],
     ];
-    const shape = shapes[this.#indexOf(method) % shapes.length] as (typeof shapes)[number];
-    return tag('path', { ...attributes, d: d3.symbol(shape, size ** 2 * 0.75)() ?? '' });
-  }
-
-  #indexOf(method: string): number {
-    return Math.max(0, this.#order.indexOf(method));
+    const [type, transform] =
+      method === 'exact' ? [d3.symbolCircle] : (forms[this.#order.indexOf(method) % forms.length] ?? [d3.symbolCircle]);
+    return tag('path', { transform, d: d3.symbol(type, size ** 2 * 0.75)() ?? '' });
   }
 }
 

@@ -59,7 +59,7 @@ export function placed(labels: readonly Label[], points: readonly { x: number; y
           taken.every((other) => !overlap(candidate, other)),
       );
     if (box === undefined) continue;
-    taken.push(box);
+    taken.push({ ...box, x: box.x - 2, width: width + 4 });
     result.push(tag('text', { class: name, x: box.x, y: box.y + height - 2 }, text));
   }
   return result;

@@ -3,7 +3,7 @@ import { type LengthSeries, label } from '../results';
 import { type Axis, axes, chart, type D3, type Frame, logDomain } from './axes';
 import { type Identities, legend } from './identity';
 import { type Markup, tag } from './markup';
-import { timeText, wholeText } from './numbers';
+import { timeText, timeTick, wholeText } from './numbers';
 
 export function lengthsChart(d3: D3, series: readonly LengthSeries[], identities: Identities): Markup[] {
   const points = series.flatMap((one) => one.points);
@@ -21,14 +21,14 @@ export function lengthsChart(d3: D3, series: readonly LengthSeries[], identities
     const y: Axis = {
       scale: d3.scaleLog(logDomain(points.map(({ ms }) => ms)), [height - bottom, top]),
       title: 'time a call',
-      format: timeText,
+      format: timeTick,
       log: true,
     };
     return [axes(frame, x, y), ...series.map((one) => line(d3, one, x, y, identities))];
   };
   const entries = series.map((one) => ({
     mark: identities.symbol(one.method, 9),
-    class: classOf(one, identities),
+    class: identities.classOf(one.method),
     text: label(one) + (one.slope === undefined ? '' : `: ∝ n^${one.slope.toFixed(2)}`),
   }));
   return [legend(entries), ...chart('lengths', 'Time against length of all methods', 340, draw)];
@@ -38,7 +38,7 @@ function line(d3: D3, series: LengthSeries, x: Axis, y: Axis, identities: Identi
   const corners = series.points.map(({ length, ms }): [number, number] => [x.scale(length), y.scale(ms)]);
   return tag(
     'g',
-    { class: classOf(series, identities) },
+    { class: identities.classOf(series.method) },
     tag('path', { class: 'line', d: d3.line()(corners) ?? '' }),
     series.points.map(({ length, ms }, index) => {
       const [left, top] = corners[index] as [number, number];
@@ -50,8 +50,4 @@ function line(d3: D3, series: LengthSeries, x: Axis, y: Axis, identities: Identi
       );
     }),
   );
-}
-
-function classOf({ method }: LengthSeries, identities: Identities): string {
-  return method === 'exact' ? 'series-exact' : identities.classOf(method);
 }

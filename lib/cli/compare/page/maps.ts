@@ -1,5 +1,5 @@
 /** Attention matrices as pictures: the exact one, and what the methods make of it. */
-import { type AttentionMaps, settingText } from '../results';
+import { type AttentionMaps, label } from '../results';
 import { bitmapUrl } from './bitmap';
 import { type Markup, tag } from './markup';
 import { percentText } from './numbers';
@@ -80,12 +80,15 @@ export function mapsSection({ head, length, maps }: AttentionMaps): Markup {
         tag(
           'figure',
           {},
-          tag('img', { src: picture(weights, length, largest), alt: `${name} ${settingText(setting)}`.trim() }),
+          tag('img', {
+            src: picture(weights, length, largest),
+            alt: label({ name, ...(setting === undefined ? {} : { setting }) }),
+          }),
           tag(
             'figcaption',
             {},
             tag('b', {}, name),
-            ` ${settingText(setting)}`,
+            setting === undefined ? undefined : `, ${setting.text}`,
             error === undefined ? undefined : [tag('br', {}), `error ${percentText(error)}`],
           ),
         ),

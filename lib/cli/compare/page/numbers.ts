@@ -13,6 +13,12 @@ export function timeText(ms: number): string {
   return ms < 0.1 ? `${digits(ms * 1000)} µs` : `${digits(ms)} ms`;
 }
 
+/** The same at an axis, where numbers are round: `10 ms`, `1 s` */
+export function timeTick(ms: number): string {
+  const [value, unit] = ms >= 1000 ? [ms / 1000, 's'] : ms < 0.1 ? [ms * 1000, 'µs'] : [ms, 'ms'];
+  return `${Number(value.toPrecision(2))} ${unit}`;
+}
+
 /** `0.12 %`, `12 %`, `120 %` */
 export function percentText(share: number): string {
   const percent = 100 * share;

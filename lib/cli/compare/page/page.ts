@@ -1,14 +1,13 @@
 /** The page: one file, no script, nothing fetched; legible in light and in dark, wide and narrow. */
+import type { Provenance } from '../../provenance';
 import {
   type AnalyzeReport,
   type AttentionMaps,
   type CompareReport,
   type InputFacts,
   label,
-  type Provenance,
   type Run,
   type Spectra,
-  settingText,
   totalMs,
 } from '../results';
 import { loadD3 } from './axes';
@@ -21,6 +20,11 @@ import { spectraTable } from './spectra-table';
 import { spectrumChart } from './spectrum';
 import { style } from './style';
 import { tradeoffChart } from './tradeoff';
+
+interface Facts extends Provenance {
+  readonly threads: number;
+  readonly input: InputFacts;
+}
 
 /** Errors that are asked about at the top of the page. */
 const questions = [0.01, 0.05, 0.1, 0.25];
@@ -74,11 +78,7 @@ export async function analyzePage(report: AnalyzeReport): Promise<string> {
   ]);
 }
 
-function document(
-  title: string,
-  report: Provenance & { readonly input: InputFacts },
-  content: readonly Markup[],
-): string {
+function document(title: string, report: Facts, content: readonly Markup[]): string {
   const { input } = report;
   const page = tag(
     'html',
@@ -113,9 +113,9 @@ function document(
   return `<!doctype html>\n${page.text}\n`;
 }
 
-function spectrumNote({ length, count }: Spectra): string {
+function spectrumNote({ length, count, exact }: Spectra): string {
   const part = count < length ? `the ${wholeText(count)} largest of ${wholeText(length)}` : `all ${wholeText(count)}`;
-  return `Singular values of softmax(scale·QKᵀ) over ${wholeText(length)} positions: ${part}. Both axes logarithmic.`;
+  return `Singular values of softmax(scale·QKᵀ) over ${wholeText(length)} positions: ${part}${exact ? '' : ', by random projection, so none exceeds the true one'}. Both axes logarithmic.`;
 }
 
 /** For an error one could live with: what is fastest? */
@@ -141,13 +141,24 @@ function answers({ runs, exact }: CompareReport): Markup {
   );
 }
 
-function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): Markup {
-  const head = ['method', 'setting', 'time', 'from', 'to', 'of it before', 'speed', 'error', 'largest', 'memory'];
+function runsTable({ runs, exact, rounds, notes, leftOut, warnings }: CompareReport): Markup {
+  const head = [
+    'method',
+    'setting',
+    'time',
+    'fastest',
+    'slowest',
+    'preparation',
+    'speed',
+    'error',
+    'largest error',
+    'memory',
+  ];
   const row = (run: Run) => {
     const { time, preparationMs = 0 } = run;
     const cells = [
       run.name,
-      settingText(run.setting),
+      run.setting?.text ?? '',
       timeText(totalMs(run)),
       timeText(time.min + preparationMs),
       timeText(time.max + preparationMs),
@@ -161,7 +172,6 @@ function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): M
       'tr',
       { class: run.onFront ? 'best' : undefined },
       cells.map((cell) => tag('td', {}, cell)),
-      tag('td', { class: 'words' }, run.note),
     );
   };
   const { median, min, max } = exact.time;
@@ -174,7 +184,8 @@ function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): M
       'p',
       { class: 'note' },
       `Medians of ${rounds} rounds in turn, and the fastest and slowest round. Error: ‖output − exact‖ / ‖exact‖, Frobenius; ` +
-        'largest: of any element. Memory: beside inputs and output, by formula. ■ best for its time.',
+        'largest error: of any element. Speed: exact attention’s time over this one, preparation included. Memory: beside ' +
+        'inputs and output, by formula. ■ best for its time.',
     ),
     tag(
       'div',
@@ -189,7 +200,6 @@ function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): M
             'tr',
             {},
             head.map((name) => tag('th', {}, name)),
-            tag('th', { class: 'words' }, 'to know'),
           ),
         ),
         tag(
@@ -199,25 +209,18 @@ function runsTable({ runs, exact, rounds, leftOut, warnings }: CompareReport): M
             'tr',
             {},
             exactCells.map((cell) => tag('td', {}, cell)),
-            tag('td', { class: 'words' }),
           ),
           runs.map(row),
         ),
       ),
     ),
+    notes.map(({ name, note }) => tag('p', { class: 'note' }, tag('b', {}, name), `: ${note}`)),
     leftOut.map((one) => tag('p', { class: 'note' }, `Left out: ${label(one)}: ${one.reason}`)),
     warnings.map((warning) => tag('p', { class: 'note' }, `Warning: ${warning}`)),
   );
 }
 
-function provenance({
-  date,
-  package: own,
-  node,
-  machine,
-  threads,
-  input,
-}: Provenance & { readonly input: InputFacts }) {
+function provenance({ date, package: own, node, machine, threads, input }: Facts) {
   const facts = {
     input: `${input.source}; values of size ${input.valueDim}`,
     package: `lowrank-attention ${own.version}, ${own.build.type} build, ${own.build.compiler}`,

@@ -1,41 +1,16 @@
-import { type MetricName, metricTitles, type Spectra } from '../results';
+import { metrics, metricTexts, type Spectra } from '../results';
 import { type Markup, tag } from './markup';
 
 /** Heads down, variants of effective rank across. */
-export function spectraTable({ heads }: Spectra): Markup {
-  const names = Object.keys(metricTitles) as MetricName[];
+export function spectraTable({ heads, length, count }: Spectra): Markup {
+  const cells = (name: 'th' | 'td', texts: readonly string[]) => texts.map((text) => tag(name, {}, text));
+  const head = cells('th', ['head', ...metrics.map(({ title }) => title)]);
+  const rows = heads.map((one) =>
+    tag('tr', {}, cells('td', [String(one.head), ...metricTexts(one, count === length)])),
+  );
   return tag(
     'div',
     { class: 'scroll' },
-    tag(
-      'table',
-      { id: 'ranks' },
-      tag(
-        'thead',
-        {},
-        tag(
-          'tr',
-          {},
-          ['head', ...names.map((name) => metricTitles[name])].map((title) => tag('th', {}, title)),
-        ),
-      ),
-      tag(
-        'tbody',
-        {},
-        heads.map(({ head, metrics }) =>
-          tag(
-            'tr',
-            {},
-            tag('td', {}, head),
-            names.map((name) => tag('td', {}, rankText(metrics[name]))),
-          ),
-        ),
-      ),
-    ),
+    tag('table', { id: 'ranks' }, tag('thead', {}, tag('tr', {}, head)), tag('tbody', {}, rows)),
   );
-}
-
-function rankText(rank: number | undefined): string {
-  if (rank === undefined) return 'not computed';
-  return Number.isInteger(rank) ? String(rank) : rank.toFixed(1);
 }

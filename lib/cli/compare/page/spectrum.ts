@@ -1,5 +1,5 @@
 /** Singular values of attention matrices, and where each head's effective ranks lie. */
-import { type HeadSpectrum, type MetricName, metricTitles, type Spectra } from '../results';
+import { type HeadSpectrum, metrics, type Spectra } from '../results';
 import { type Axis, axes, chart, type D3, type Frame } from './axes';
 import { legend } from './identity';
 import { type Markup, tag } from './markup';
@@ -11,11 +11,12 @@ const mostHeads = 4;
 /** Decades below the largest value that are shown. */
 const decades = 5;
 
-const marked: readonly MetricName[] = ['effectiveRank', 'energyRank', 'rank90'];
+/** Variants that have a mark on the line. */
+const marked = metrics.filter(({ title }) => /^effective|^90/.test(title));
 
 /** Heads from the lowest to the highest stable rank, which takes no more than the largest value, evenly taken. */
 function chosen(heads: readonly HeadSpectrum[]): HeadSpectrum[] {
-  const sorted = [...heads].sort((a, b) => (a.metrics.stableRank ?? 0) - (b.metrics.stableRank ?? 0));
+  const sorted = [...heads].sort((a, b) => a.metrics.stableRank - b.metrics.stableRank);
   const count = Math.min(mostHeads, sorted.length);
   const picked = Array.from(
     { length: count },
@@ -43,24 +44,24 @@ export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
     const y: Axis = {
       scale: d3.scaleLog([low / 1.2, largest * 1.3], [height - bottom, top]),
       title: 'singular value σ',
-      format: (value) => (value >= 0.01 && value < 1e4 ? String(Number(value.toPrecision(2))) : value.toExponential(0)),
+      format: (value) => (value >= 1e-4 && value < 1e4 ? String(Number(value.toPrecision(2))) : value.toExponential(0)),
       log: true,
     };
     return [
       axes(frame, x, y),
-      ...heads.map(({ head, values, metrics }, index) => {
+      ...heads.map(({ head, values, metrics: own }, index) => {
         const shown = values.filter((value) => value >= low);
         const corners = shown.map((value, i): [number, number] => [x.scale(i + 1), y.scale(value)]);
         return tag(
           'g',
           { class: `series-${index}` },
           tag('path', { class: 'line', d: d3.line()(corners) ?? '' }, tag('title', {}, `head ${head}`)),
-          marked.flatMap((name, at) => {
-            const rank = metrics[name];
+          marked.flatMap(({ title: name, of }, at) => {
+            const rank = of(own);
             const value = rank === undefined ? undefined : valueAt(values, rank);
             if (rank === undefined || value === undefined || value < low) return [];
             const place = `translate(${x.scale(rank).toFixed(1)} ${y.scale(value).toFixed(1)})`;
-            const title = `head ${head}: ${metricTitles[name]} ${rank.toFixed(1)}`;
+            const title = `head ${head}: ${name} ${rank.toFixed(1)}`;
             return [tag('g', { class: 'mark', transform: place }, symbol(at, 10), tag('title', {}, title))];
           }),
         );
@@ -73,7 +74,7 @@ export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
       class: `series-${index}`,
       text: `head ${head}`,
     })),
-    ...marked.map((name, index) => ({ mark: symbol(index, 9), class: 'series-exact', text: metricTitles[name] })),
+    ...marked.map(({ title }, index) => ({ mark: symbol(index, 9), class: 'series-exact', text: title })),
   ];
   return [legend(entries), ...chart('spectrum', 'Singular values of attention matrices', 340, draw)];
 }

@@ -10,7 +10,7 @@ export const style = `
 @media (prefers-color-scheme: dark) {
   :root {
     --ground: #14171c; --panel: #1b1f26; --text: #e4e7ec; --quiet: #9aa4b2; --line: #343b46; --grid: #262c35;
-    --exact: #e4e7ec; --front: #8a6a1f;
+    --exact: #e4e7ec; --front: #b08428;
     --series-0: #82a6ff; --series-1: #ff9a62; --series-2: #4fd1ba; --series-3: #c79bff;
     --series-4: #ff8cc0; --series-5: #dcc94a; --series-6: #93d46a; --series-7: #d3ab92;
   }
@@ -23,7 +23,7 @@ h2 { font-size: 17px; margin: 0 0 2px; }
 p { margin: 0 0 8px; }
 .quiet { color: var(--quiet); }
 .note { color: var(--quiet); font-size: 13px; }
-.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(200px, 1fr)); gap: 12px; margin: 18px 0; padding: 0; list-style: none; }
+.answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 12px; margin: 18px 0; padding: 0; list-style: none; }
 .answers li { background: var(--panel); border: 1px solid var(--line); border-radius: 8px; padding: 10px 14px; }
 .answers b { display: block; font-size: 20px; line-height: 1.3; }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 480px), 1fr)); gap: 16px; }
@@ -38,7 +38,7 @@ svg.narrow { display: none; }
 .axis { stroke: var(--line); }
 .tick { fill: var(--quiet); font-size: 11px; font-variant-numeric: tabular-nums; }
 .title { fill: var(--quiet); font-size: 12px; }
-.point { font-size: 11px; fill: var(--series); font-variant-numeric: tabular-nums; }
+.point { font-size: 11px; paint-order: stroke; stroke: var(--panel); stroke-width: 3px; stroke-linejoin: round; fill: var(--series); font-variant-numeric: tabular-nums; }
 .mark path, .legend path { fill: var(--series); stroke: var(--panel); stroke-width: 1; }
 .hollow path, .hollow circle { fill: none; stroke: var(--series, var(--quiet)); stroke-width: 1.4; }
 .knob { fill: none; stroke: var(--series); stroke-width: 1.2; opacity: 0.55; }
@@ -60,7 +60,9 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { padding: 4px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; }
 td:first-child, th:first-child { text-align: left; }
-td.words, th.words { text-align: left; white-space: normal; min-width: 16em; color: var(--quiet); }
+#ranks th, #ranks td { padding: 4px 7px; }
+#ranks th { white-space: normal; min-width: 5em; vertical-align: bottom; }
+table + .note, .scroll + .note { margin-top: 10px; }
 tr.best td:first-child::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 2px; background: var(--front); margin-right: 7px; }
 tr td:first-child { padding-left: 6px; }
 dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 2px 16px; margin: 6px 0 0; font-size: 13.5px; }

@@ -4,7 +4,7 @@ import { type Axis, axes, chart, type D3, type Frame, logDomain } from './axes';
 import { type Identities, type LegendEntry, legend } from './identity';
 import { type Label, placed } from './labels';
 import { type Markup, tag } from './markup';
-import { bytesText, factorText, percentText, timeText } from './numbers';
+import { bytesText, factorText, percentText, timeText, timeTick } from './numbers';
 
 /** Lower errors than this are drawn here: a logarithmic axis has no zero. */
 const least = 1e-7;
@@ -21,7 +21,7 @@ export function tradeoffChart(d3: D3, report: CompareReport, identities: Identit
     const x: Axis = {
       scale: d3.scaleLog(xDomain, [left, width - right]),
       title: 'time a call',
-      format: timeText,
+      format: timeTick,
       log: true,
     };
     const y: Axis = {
@@ -70,8 +70,14 @@ export function tradeoffChart(d3: D3, report: CompareReport, identities: Identit
   }));
   const bar = tag('line', { x1: -8, x2: 8, y1: 0, y2: 0 });
   entries.push({ mark: bar, class: 'front', text: 'best for its time' });
-  if (named.some(({ preparationMs }) => preparationMs !== undefined)) {
-    entries.push({ mark: tag('circle', { r: 4.5 }), class: 'hollow', text: 'the same, its factors given' });
+  const prepared = named.find(({ preparationMs }) => preparationMs !== undefined);
+  if (prepared !== undefined) {
+    const mark = identities.symbol(prepared.method, 9);
+    entries.push({
+      mark,
+      class: `hollow ${identities.classOf(prepared.method)}`,
+      text: `${prepared.name}, its factors given`,
+    });
   }
   return [legend(entries), ...chart('tradeoff', 'Error against time of all runs', 380, draw)];
 }
@@ -124,7 +130,6 @@ function point(run: Run, { x, y }: { x: number; y: number }, identities: Identit
     `${timeText(totalMs(run))} (${factorText(run.speedup)} as fast as exact)`,
     `relative error ${percentText(run.error.relativeFrobenius)}, largest ${run.error.maxAbs.toPrecision(2)}`,
     `${bytesText(run.extraBytes)} beside inputs and output`,
-    ...(run.note === undefined ? [] : [run.note]),
   ];
   return tag(
     'g',

@@ -8,6 +8,7 @@ import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from '.
 import { encodeAll } from './batches';
 import { type Passage, readParagraphs, toPassages } from './book';
 import { compare, tolerance } from './comparison';
+import { compareMethods } from './methods';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
 import { search } from './search';
@@ -28,6 +29,8 @@ interface Options {
   readonly limit?: number;
   readonly threads?: number;
   readonly peer: boolean;
+  readonly methods: boolean;
+  readonly page: string;
 }
 
 async function main(): Promise<void> {
@@ -56,6 +59,7 @@ async function main(): Promise<void> {
 
   printTimes(passages, paragraphs.length, total, times);
   if (options.peer) await compareWithPeer(weights, passages, threads);
+  if (options.methods) await compareMethods(paragraphs, options.page, threads);
 }
 
 function parseArguments(): Options {
@@ -66,6 +70,8 @@ function parseArguments(): Options {
     .option('-l, --limit <n>', 'embed the first n paragraphs only', positive)
     .option('--threads <n>', 'most threads to use (default: all cores)', positive)
     .option('--no-peer', 'do not compare with tfjs')
+    .option('--no-methods', 'do not compare exact attention with other methods')
+    .option('--page <file>', 'where that comparison writes its page', 'compare.html')
     .helpOption('-h, --help', 'show this help')
     .allowExcessArguments(false)
     .parse()

@@ -146,26 +146,26 @@ function checked({ source, notes, ...given }: Found, { layout, n, model }: Sourc
   const q = oneSequence('q', given.q, order);
   const k = oneSequence('k', given.k, order);
   const v = given.v === undefined ? undefined : oneSequence('v', given.v, order);
-  const [, heads, length, headDim] = q.dims as [number, number, number, number];
-  const [, kvHeads, keys] = k.dims as [number, number, number, number];
+  const [length, keys] = [q.dims[2] as number, k.dims[2] as number];
   if (keys !== length) throw new Usage(`this is about self-attention: q has ${length} positions, k has ${keys}`);
   if (n !== undefined && n > length) throw new Usage(`--n ${n} is more than the ${length} positions there are`);
-  const cut = (of: Tensor) => (n === undefined || n === length ? of : rows(of, 0, n));
+  const shorter = n !== undefined && n < length;
+  const cut = (of: Tensor) => (shorter ? rows(of, 0, n) : of);
+  const used = { q: cut(q), k: cut(k), ...(v === undefined ? {} : { v: cut(v) }) };
   return {
-    q: cut(q),
-    k: cut(k),
-    ...(v === undefined ? {} : { v: cut(v) }),
-    facts: {
-      source,
-      notes: [...notes, ...(n === undefined || n === length ? [] : [`The first ${n} of ${length} positions.`])],
-      heads,
-      kvHeads,
-      length: n ?? length,
-      headDim,
-      valueDim: v?.dims[3] ?? headDim,
-      type: q.type,
-    },
+    ...used,
+    facts: factsOf(used, source, shorter ? [...notes, `The first ${n} of ${length} positions.`] : notes),
   };
+}
+
+export function factsOf(
+  { q, k, v }: Pick<Source, 'q' | 'k' | 'v'>,
+  source: string,
+  notes: readonly string[],
+): InputFacts {
+  const [, heads, length, headDim] = q.dims as [number, number, number, number];
+  const kvHeads = k.dims[1] as number;
+  return { source, notes, heads, kvHeads, length, headDim, valueDim: v?.dims[3] ?? headDim, type: q.type };
 }
 
 /** `[length, dim]`, `[heads, length, dim]` or `[1, heads, length, dim]`, heads and positions in the other order for blhd. */

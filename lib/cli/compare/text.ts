@@ -13,13 +13,18 @@ import {
   totalMs,
 } from './results';
 
-export function compareText(report: CompareReport): string {
-  const { exact, runs, notes, leftOut, lengths, rounds, spectra, threads, warnings } = report;
+/** All runs, exact attention first. */
+export function runsTable({ exact, runs }: Pick<CompareReport, 'exact' | 'runs'>): string {
   const head = ['method', 'setting', 'time', 'speed', 'error', 'largest', 'memory', ''];
   const rows = [['exact', '', timeText(exact.time.median), factorText(1), '0', '0', '0', ''], ...runs.map(runCells)];
+  return table(head, rows, head.slice(2));
+}
+
+export function compareText(report: CompareReport): string {
+  const { notes, leftOut, lengths, rounds, spectra, threads, warnings } = report;
   return [
     headText(report),
-    `${table(head, rows, head.slice(2))}\n` +
+    `${runsTable(report)}\n` +
       `Medians of ${rounds} rounds in turn on ${threads} ${threads === 1 ? 'thread' : 'threads'}. ` +
       'Error: Frobenius norm of the difference over that of exact attention’s output;\n' +
       'largest: of any element. Memory: beside inputs and output, by formula. *: best for its time.',

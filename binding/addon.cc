@@ -23,6 +23,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<information>(exports, "info");
   define<convert>(exports, "convert");
   define<read>(exports, "read");
+  define<linalg>(exports, "linalg");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<full>(exports, "full");

@@ -133,7 +133,8 @@ struct CachedOperands {
 };
 
 struct CachedNumbers {
-  enum : std::size_t { kRowsBeforeHeads = FullNumbers::kCount, kOffset, kFirstSequence };
+  enum : std::size_t { kQueryType, kOutputType, kHeads, kRowsBeforeHeads, kScores };
+  static constexpr std::size_t kFirstSequence = kScores + ScoreNumbers::kCount;
 };
 
 }  // namespace
@@ -144,11 +145,15 @@ Napi::Function kvCacheClass(Napi::Env env) {
   return type;
 }
 
-// Attention of queries over caches, one sequence an entry. After the shared numbers come the query rows of each.
+// Attention of queries over caches, one sequence an entry. After the scores' numbers come the query rows of each.
 Napi::Value cached(const Napi::CallbackInfo& info) {
   Operands operands(info, CachedOperands::kCount, CachedNumbers::kFirstSequence);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
-  FullProblem problem = readFullProblem(operands);
+  FullProblem problem;
+  problem.queryType = operands.dataType(CachedNumbers::kQueryType, "query");
+  problem.outputType = operands.dataType(CachedNumbers::kOutputType, "out");
+  problem.heads = operands.extent(CachedNumbers::kHeads, "query", 1);
+  readScores(operands, CachedNumbers::kScores, problem);
   problem.sinks = operands.optional<float>(CachedOperands::kSinks, "sinks", napi_float32_array, problem.heads);
   const bool rowsBeforeHeads = operands.flag(CachedNumbers::kRowsBeforeHeads);
   const Index count = static_cast<Index>(operands.numberCount() - CachedNumbers::kFirstSequence);
@@ -183,7 +188,7 @@ Napi::Value cached(const Napi::CallbackInfo& info) {
     sequence.queries = operands.extent(CachedNumbers::kFirstSequence + s, "query");
     sequence.queryRows = sequence.queries;
     sequence.keys = pages.length();
-    sequence.offset = readOffset(operands, CachedNumbers::kOffset, sequence);
+    sequence.offset = readOffset(operands, CachedNumbers::kScores + ScoreNumbers::kOffset, sequence);
     rows = maximum(rows, sequence.queries);
     const auto headRows = [&](std::size_t index, const char* name, DataType type, Index dim) {
       void* data = operands.tensor(operands.entry(index, s), name, type, {problem.heads, sequence.queries, dim});

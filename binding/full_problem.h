@@ -17,12 +17,9 @@ struct FullMemory {
   std::vector<std::shared_ptr<const void>> owners;
 };
 
-// Numbers shared by every call of the op, in this order; lib/full.ts writes them.
-struct FullNumbers {
+// What every call of the op has, counted from where these numbers begin; lib/full-options.ts writes them.
+struct ScoreNumbers {
   enum : std::size_t {
-    kQueryType,
-    kOutputType,
-    kHeads,
     kScale,
     kSoftcap,
     kLeft,   // keys seen before the query's own position; −1 is open
@@ -30,6 +27,7 @@ struct FullNumbers {
     kMaskKind,
     kMaskHeadStride,
     kMaskQueryStride,
+    kOffset,  // of every sequence; NaN aligns the last query with the last key
     kCount
   };
 };
@@ -40,23 +38,18 @@ inline Index readOffset(Operands& operands, std::size_t index, const FullSequenc
   return offset == offset ? operands.position(index, "queryOffset") : sequence.keys - sequence.queries;
 }
 
-inline FullProblem readFullProblem(Operands& operands) {
-  FullProblem problem;
-  problem.queryType = operands.dataType(FullNumbers::kQueryType, "q");
-  problem.outputType = operands.dataType(FullNumbers::kOutputType, "out");
-  problem.heads = operands.extent(FullNumbers::kHeads, "q", 1);
-  problem.scale = static_cast<float>(operands.number(FullNumbers::kScale));
-  problem.softcap = static_cast<float>(operands.number(FullNumbers::kSoftcap));
+inline void readScores(Operands& operands, std::size_t first, FullProblem& problem) {
+  problem.scale = static_cast<float>(operands.number(first + ScoreNumbers::kScale));
+  problem.softcap = static_cast<float>(operands.number(first + ScoreNumbers::kSoftcap));
   const auto reach = [&](std::size_t index) {
     return operands.number(index) < 0 ? FullProblem::kOpen
                                       : minimum(operands.extent(index, "window"), FullProblem::kOpen);
   };
-  problem.left = reach(FullNumbers::kLeft);
-  problem.right = reach(FullNumbers::kRight);
-  problem.maskKind = static_cast<MaskKind>(minimum(operands.extent(FullNumbers::kMaskKind, "mask"), 2));
-  problem.maskHeadStride = operands.extent(FullNumbers::kMaskHeadStride, "mask");
-  problem.maskQueryStride = operands.extent(FullNumbers::kMaskQueryStride, "mask");
-  return problem;
+  problem.left = reach(first + ScoreNumbers::kLeft);
+  problem.right = reach(first + ScoreNumbers::kRight);
+  problem.maskKind = static_cast<MaskKind>(minimum(operands.extent(first + ScoreNumbers::kMaskKind, "mask"), 2));
+  problem.maskHeadStride = operands.extent(first + ScoreNumbers::kMaskHeadStride, "mask");
+  problem.maskQueryStride = operands.extent(first + ScoreNumbers::kMaskQueryStride, "mask");
 }
 
 // A mask operand and the first element in it of the sequence at `batch`. `last` is the furthest it will read.

@@ -104,14 +104,19 @@ DataType Operands::dataType(std::size_t index, const char* name) {
 }
 
 void* Operands::tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors) {
-  unsigned __int128 bytes = static_cast<unsigned __int128>(elementBytes(type));
+  const napi_typedarray_type wanted = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
+  return tensor(array, name, wanted, elementBytes(type), factors);
+}
+
+void* Operands::tensor(const Array& array, const char* name, napi_typedarray_type type, Index elementBytes,
+                       std::initializer_list<Index> factors) {
+  unsigned __int128 bytes = static_cast<unsigned __int128>(elementBytes);
   for (const Index factor : factors) {
     bytes *= static_cast<unsigned __int128>(factor);
     // Saturates long before 128 bits overflow; zero stays zero.
     if (bytes > (static_cast<unsigned __int128>(1) << 62)) bytes = static_cast<unsigned __int128>(1) << 62;
   }
-  const napi_typedarray_type wanted = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
-  if (!array.present || array.type != wanted || array.bytes < bytes) fail(name, "an array that changed meanwhile");
+  if (!array.present || array.type != type || array.bytes < bytes) fail(name, "an array that changed meanwhile");
   return array.data;
 }
 

@@ -55,6 +55,9 @@ class Operands {
 
   // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
   void* tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors);
+  // The same for any kind of array.
+  void* tensor(const Array& array, const char* name, napi_typedarray_type type, Index elementBytes,
+               std::initializer_list<Index> factors);
   // The same for float32, uint8 or int32 operands that may be absent (null).
   template <class T>
   T* optional(std::size_t index, const char* name, napi_typedarray_type type, Index count) {

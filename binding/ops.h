@@ -10,6 +10,7 @@ Napi::Value convert(const Napi::CallbackInfo& info);
 Napi::Value full(const Napi::CallbackInfo& info);
 Napi::Value cached(const Napi::CallbackInfo& info);
 Napi::Value information(const Napi::CallbackInfo& info);
+Napi::Value linalg(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);

@@ -20,7 +20,9 @@ Qkv readQkv(Operands& operands) {
 
   const auto rows = [&](std::size_t index, const char* name, DataType type, Index heads, Index length, Index dim) {
     void* data = operands.tensor(operands.array(index), name, type, {qkv.batch, heads, length, dim});
-    return operands.ok() ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
+    // Without rows no extent is bounded by memory that exists.
+    const bool any = operands.ok() && qkv.batch > 0 && length > 0;
+    return any ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
   };
   qkv.query = rows(QkvOperands::kQuery, "q", qkv.queryType, qkv.heads, qkv.queries, qkv.headDim);
   qkv.key = rows(QkvOperands::kKey, "k", qkv.keyType, qkv.kvHeads, qkv.keys, qkv.headDim);

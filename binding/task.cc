@@ -46,7 +46,10 @@ void Task::run(Execution execution, Workspace& workspace) {
     status_ = {Code::kMemory, "", "a call whose workspace does not fit"};
     return;
   }
+  std::int32_t failure = 0;
+  execution.failure = &failure;
   if (!execution.aborted()) compute(execution);
+  if (failure != 0) status_ = {static_cast<Code>(failure), "", "a call whose workspace does not fit"};
   if (execution.aborted()) status_ = {Code::kAborted, "signal", "the call was aborted"};
 }
 

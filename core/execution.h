@@ -22,7 +22,15 @@ struct Execution {
   std::byte* workspace = nullptr;
   // Non-zero when the caller has given up; null when the call cannot be aborted.
   const std::int32_t* abortFlag = nullptr;
+  // Where a kernel leaves the code of what kept it from its result, kOk (0) until then.
+  std::int32_t* failure = nullptr;
 
+  // For what shows only while the kernel runs. The first failure counts; the result is then worth nothing.
+  LA_METHOD void fail(Code code) const {
+    std::int32_t none = 0;
+    __atomic_compare_exchange_n(failure, &none, static_cast<std::int32_t>(code), false, __ATOMIC_RELAXED,
+                                __ATOMIC_RELAXED);
+  }
   LA_METHOD bool aborted() const { return abortFlag != nullptr && __atomic_load_n(abortFlag, __ATOMIC_RELAXED) != 0; }
 };
 

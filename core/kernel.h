@@ -10,6 +10,7 @@ namespace lowrank_attention {
 
 struct ConvertProblem;
 struct FullProblem;
+struct LinalgProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct ReadProblem;
@@ -29,6 +30,7 @@ struct KernelSet {
   bool (*available)();
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
+  Kernel<LinalgProblem> linalg;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<ReadProblem> read;

@@ -1,5 +1,5 @@
-// Linear attention: a feature map φ stands for the softmax kernel, φ(q)·φ(k) ≈ exp(q·k), and products are taken right to
-// left, so that the cost is linear in the length (Katharopoulos et al. 2020, arXiv 2006.16236; for the update rules
+// Linear attention: a feature map φ stands for the softmax kernel, φ(q)·φ(k) ≈ exp(q·k), and products are taken right
+// to left, so that the cost is linear in the length (Katharopoulos et al. 2020, arXiv 2006.16236; for the update rules
 // Yang et al. 2024, arXiv 2406.06484 and 2412.06464, and ONNX's LinearAttention, opset 27).
 //
 //   not causal      S = Σⱼ φ(kⱼ)ᵀvⱼ, z = Σⱼ φ(kⱼ) over all keys;  oᵢ = φ(qᵢ)S / (φ(qᵢ)·z + ε)
@@ -37,23 +37,23 @@ struct FeatureMap {
 
 enum class UpdateRule : std::uint8_t { kLinear, kGated, kDelta, kGatedDelta };
 
-// What a sequence's past is reduced to, one of (batch item, key/value head): S [F][valueDim] row-major, then z [F], then
-// the logarithm that all of it is divided by e^ of (kFavor's running maximum over keys and features, −∞ before the first
-// key; else 0 always). In float64, as it sums without end.
+// What a sequence's past is reduced to, one of (batch item, key/value head): S [F][valueDim] row-major, then z [F],
+// then the logarithm that all of it is divided by e^ of (kFavor's running maximum over keys and features, −∞ before the
+// first key; else 0 always). In float64, as it sums without end.
 LA_INLINE Index linearStateDoubles(Index features, Index valueDim) { return features * (valueDim + 1) + 1; }
 
 struct LinearProblem {
-  // Causal: as many queries as keys, query i sees keys 0 … i, or no queries where only the state is wanted. Query head h
-  // reads the state of head h / (heads / kvHeads).
+  // Causal: as many queries as keys, query i sees keys 0 … i, or no queries where only the state is wanted. Query head
+  // h reads the state of head h / (heads / kvHeads).
   Qkv qkv;
 
   FeatureKind kind = FeatureKind::kElu;
   Index features = 0;  // F
   FeatureMap queryMap;
   FeatureMap keyMap;
-  float offset = 0;          // of kRelu
-  Index period = 0;          // of kCosformer
-  bool jointSoftmax = false; // of kHedgehog
+  float offset = 0;           // of kRelu
+  Index period = 0;           // of kCosformer
+  bool jointSoftmax = false;  // of kHedgehog
 
   bool causal = false;
   UpdateRule rule = UpdateRule::kLinear;  // others than kLinear are causal only

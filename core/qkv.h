@@ -52,8 +52,8 @@ LA_INLINE PagedRows pagedRows(const BatchRows& rows, DataType type, Index item, 
   return {page, maximum(length, 1), rows.headStride, rows.rowStride};
 }
 
-// Batch item `item` as a sequence of exact attention: all its queries over all its keys, the last query at the last key.
-// `pages` has room for two addresses and lives as long as the sequence.
+// Batch item `item` as a sequence of exact attention: all its queries over all its keys, the last query at the last
+// key. `pages` has room for two addresses and lives as long as the sequence.
 LA_INLINE FullSequence sequenceOf(const Qkv& tensors, Index item, const void** pages) {
   FullSequence sequence;
   sequence.queries = tensors.queries;
@@ -67,8 +67,8 @@ LA_INLINE FullSequence sequenceOf(const Qkv& tensors, Index item, const void** p
   return sequence;
 }
 
-// Exact attention over such sequences, with nothing hidden.
-LA_INLINE FullProblem fullProblemOf(const Qkv& tensors, float scale, const FullSequence* sequences) {
+// Exact attention over the batch, one sequence an item; the caller sets `sequences` and all that is not a shape.
+LA_INLINE FullProblem fullProblemOf(const Qkv& tensors) {
   FullProblem problem;
   problem.queryType = tensors.queryType;
   problem.keyType = tensors.keyType;
@@ -77,8 +77,6 @@ LA_INLINE FullProblem fullProblemOf(const Qkv& tensors, float scale, const FullS
   problem.kvHeads = tensors.kvHeads;
   problem.headDim = tensors.headDim;
   problem.valueDim = tensors.valueDim;
-  problem.scale = scale;
-  problem.sequences = sequences;
   problem.sequenceCount = tensors.batch;
   return problem;
 }

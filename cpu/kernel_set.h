@@ -5,6 +5,7 @@
 #include "core/kernel.h"
 #include "cpu/convert.h"
 #include "cpu/full.h"
+#include "cpu/linalg.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
 
@@ -16,6 +17,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           available,
           {convertWorkspaceBytes, runConvert},
           {fullWorkspaceBytes, runFull},
+          {linalgWorkspaceBytes, runLinalg},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
           {readWorkspaceBytes, runRead}};

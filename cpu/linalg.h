@@ -1,28 +1,29 @@
-// Dense linear algebra off the hot path, by Eigen, compiled once for the baseline processor (Eigen's templates would give
-// the kernel rows symbols that the linker merges). All matrices are row-major. Serial: callers share matrices over
-// threads.
+// Dense linear algebra off the hot path, by Eigen, compiled once for the baseline processor: Eigen's templates would
+// give the kernel rows symbols that the linker merges. All matrices are row-major. Serial: callers share matrices over
+// threads. Every function returns false when there is no memory.
 #ifndef LOWRANK_ATTENTION_CPU_LINALG_H_
 #define LOWRANK_ATTENTION_CPU_LINALG_H_
 
-#include "core/types.h"
+#include "core/execution.h"
+#include "core/linalg.h"
 
 namespace lowrank_attention {
 
 // z (n × m) = V·diag(σ / (σ² + λ²))·Uᵀ of a = U·diag(σ)·Vᵀ (m × n), λ = regularization·σ₁: the Tikhonov-regularised
-// inverse. With regularization 0 it is the pseudo-inverse; singular values below ε·max(m, n)·σ₁ count as zero.
-// In float64. False if `a` holds NaN or infinity, and then z is NaN.
+// inverse, computed in float64. With regularization 0 it is the pseudo-inverse, and singular values up to
+// max(m, n)·2⁻²⁴·σ₁, which a float32 matrix cannot tell from zero, count as zero. NaN where `a` holds NaN or infinity.
 bool regularizedInverse(const float* a, Index m, Index n, double regularization, float* z);
 
-// a (m × n) = u (m × r)·diag(s)·vᵀ, v (n × r), r = min(m, n), s descending. u and v may both be null. NaN where `a`
-// holds NaN or infinity.
-void svd(const double* a, Index m, Index n, double* u, double* s, double* v);
+// As `LinalgProblem` has it, for one matrix.
+bool svd(const double* a, Index m, Index n, double* values, double* left, double* right);
+bool eigenSymmetric(const double* a, Index n, double* values, double* vectors);
 
-// The symmetric a (n × n) = v·diag(w)·vᵀ, w ascending. v may be null. Reads the lower triangle.
-void eigenSymmetric(const double* a, Index n, double* w, double* v);
+// Replaces a (m × n, m ≥ n) by an orthonormal basis of its columns, or of a space that holds them if they are dependent
+// (Householder QR). `scratch` holds m·n floats.
+bool orthonormalize(float* a, Index m, Index n, float* scratch);
 
-// Replaces a (m × n, m ≥ n, row stride n) by an orthonormal basis of its columns (Householder QR). `scratch` holds
-// m·n floats.
-void orthonormalize(float* a, Index m, Index n, float* scratch);
+std::size_t linalgWorkspaceBytes(const LinalgProblem& problem, Index threads);
+void runLinalg(const LinalgProblem& problem, const Execution& execution);
 
 }  // namespace lowrank_attention
 

@@ -12,17 +12,7 @@ import {
 import { checkInteger, checkOptions, checkOut, checkTensor, checkType, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
-import {
-  checkMask,
-  checkOffset,
-  checkReach,
-  checkScale,
-  checkSinks,
-  checkSoftcap,
-  type Layout,
-  type ScoreOptions,
-  scoreOptionNames,
-} from './full-options';
+import { checkMask, checkSinks, type Layout, type ScoreOptions, scoreNumbers, scoreOptionNames } from './full-options';
 import { addon, type NativeKvCache, typeNumbers } from './native';
 import { attempt, isArray, readList, view } from './read';
 import { allocate, type DataType, type Tensor, type TensorOf } from './tensor';
@@ -343,8 +333,8 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
     if (own !== type) throw expected('ERR_TYPE', name, `type '${type}' as in the first query`, own);
     rows.push(dims[rowsBeforeHeads ? 1 : 2] as number);
   }
-  const [left, right] = checkReach(options, true);
   const mask = checkMask(options.mask, [1, heads, rows[0] as number, first.cache.length]);
+  const scores = scoreNumbers(options, true, headDim, mask);
   const inputs = [...queries.map(({ data }) => data), mask.data];
   const outputs = rows.map((count) => {
     const dims = rowsBeforeHeads ? [1, count, heads, valueDim] : [1, heads, count, valueDim];
@@ -368,15 +358,8 @@ function prepare(entries: readonly Entry[], options: AttendOptions, withLse: boo
       typeNumbers[type],
       typeNumbers[(outputs[0] as Operand).type],
       heads,
-      checkScale(options.scale, headDim),
-      checkSoftcap(options.softcap),
-      left,
-      right,
-      mask.kind,
-      mask.headStride,
-      mask.queryStride,
       rowsBeforeHeads ? 1 : 0,
-      checkOffset(options.queryOffset),
+      ...scores,
       ...rows,
     ]),
     options,

@@ -71,7 +71,7 @@ export const attentionOptionNames: ReadonlySet<string> = new Set([
 /** Masks as numbers: kinds of core/full.h. */
 const maskKinds = { none: 0, bool: 1, float32: 2 } as const;
 
-interface CheckedMask {
+export interface CheckedMask {
   readonly kind: number;
   readonly data: Uint8Array | Float32Array | null;
   readonly batchStride: number;
@@ -116,8 +116,28 @@ export function checkMask(mask: unknown, scores: readonly [number, number, numbe
   };
 }
 
+/** Checks the options of the scores, and gives them as binding/full_problem.h reads them. */
+export function scoreNumbers(
+  options: ScoreOptions,
+  causalByDefault: boolean,
+  headDim: number,
+  mask: CheckedMask,
+): number[] {
+  const [left, right] = checkReach(options, causalByDefault);
+  return [
+    checkScale(options.scale, headDim),
+    checkSoftcap(options.softcap),
+    left,
+    right,
+    mask.kind,
+    mask.headStride,
+    mask.queryStride,
+    checkOffset(options.queryOffset),
+  ];
+}
+
 /** Keys seen on each side of the query's own position, −1 for all: `causal` and `window` in one. */
-export function checkReach(
+function checkReach(
   { causal, window }: ScoreOptions,
   causalByDefault: boolean,
 ): readonly [left: number, right: number] {
@@ -135,7 +155,7 @@ export function checkReach(
 }
 
 /** Key position of query 0, NaN for the default alignment. */
-export function checkOffset(offset: unknown): number {
+function checkOffset(offset: unknown): number {
   const far = 2 ** 47;
   return offset === undefined ? NaN : checkInteger('queryOffset', offset, -far, far);
 }
@@ -144,7 +164,7 @@ export function checkScale(scale: unknown, headDim: number): number {
   return scale === undefined ? 1 / Math.sqrt(headDim) : checkFinite('scale', scale);
 }
 
-export function checkSoftcap(softcap: unknown): number {
+function checkSoftcap(softcap: unknown): number {
   const cap = softcap === undefined ? 0 : checkFinite('softcap', softcap, 0);
   // A cap too small for float32 would silently mean none.
   if (cap > 0 && Math.fround(cap) < 2 ** -126)

@@ -1,17 +1,8 @@
 import { type Call, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkLengths, checkOptions, checkOut, type Operand } from './check';
-import {
-  type AttentionOptions,
-  attentionOptionNames,
-  checkMask,
-  checkOffset,
-  checkReach,
-  checkScale,
-  checkSinks,
-  checkSoftcap,
-} from './full-options';
-import { addon, typeNumbers } from './native';
-import { checkQkv, outputDims } from './qkv';
+import { checkLengths, checkOptions } from './check';
+import { type AttentionOptions, attentionOptionNames, checkMask, checkSinks, scoreNumbers } from './full-options';
+import { addon } from './native';
+import { checkQkv, outputOf, qkvNumbers, qkvOperands } from './qkv';
 import { view } from './read';
 import { allocate, type Tensor, type TensorOf } from './tensor';
 
@@ -74,52 +65,22 @@ function prepare(
 ): Call<AttentionWithLse> {
   const options: AttentionOptions = checkOptions('options', given, attentionOptionNames);
   const qkv = checkQkv(q, k, v, checkLayout(options.layout));
-  const { query, key, value, batch, heads, kvHeads, queries, keys, headDim, valueDim, rowsBeforeHeads } = qkv;
-
-  const [left, right] = checkReach(options, false);
+  const { batch, heads, queries, keys, headDim } = qkv;
   const mask = checkMask(options.mask, [batch, heads, queries, keys]);
-  const outDims = outputDims(qkv);
-  const inputs = [query.data, key.data, value.data, mask.data];
-  const output =
-    options.out === undefined
-      ? (allocate('out', outDims, query.type) as Operand)
-      : checkOut(options.out, outDims, inputs);
+  const scores = scoreNumbers(options, false, headDim, mask);
+  const output = outputOf(qkv, options.out, [mask.data]);
   const lse = withLse ? allocate('out', [batch, heads, queries], 'float32') : null;
   return {
     op: view.length(output.data) === 0 ? nothing : addon.full,
     operands: [
-      query.data,
-      key.data,
-      value.data,
-      output.data,
+      ...qkvOperands(qkv, output),
       lse?.data ?? null,
       mask.data,
       checkSinks(options.sinks, heads),
       options.queryLengths === undefined ? null : checkLengths('queryLengths', options.queryLengths, batch, queries),
       options.keyLengths === undefined ? null : checkLengths('keyLengths', options.keyLengths, batch, keys),
     ],
-    numbers: Float64Array.of(
-      typeNumbers[query.type],
-      typeNumbers[output.type],
-      heads,
-      checkScale(options.scale, headDim),
-      checkSoftcap(options.softcap),
-      left,
-      right,
-      mask.kind,
-      mask.headStride,
-      mask.queryStride,
-      typeNumbers[key.type],
-      batch,
-      kvHeads,
-      queries,
-      keys,
-      headDim,
-      valueDim,
-      rowsBeforeHeads ? 1 : 0,
-      checkOffset(options.queryOffset),
-      mask.batchStride,
-    ),
+    numbers: Float64Array.of(...qkvNumbers(qkv, output), ...scores, mask.batchStride),
     options,
     result: { output: options.out ?? (output as Tensor), lse: lse as TensorOf<'float32'> },
   };

@@ -40,6 +40,7 @@ export interface Addon {
   info(): string;
   readonly convert: NativeOp;
   readonly read: NativeOp;
+  readonly linalg: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
   readonly merge: NativeOp;

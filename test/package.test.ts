@@ -132,7 +132,7 @@ describe('the tarball', () => {
 
   test('holds the licence of everything in it', () => {
     const licences = fs.readFileSync(installedFile('THIRD_PARTY_LICENSES.md'), 'utf8');
-    for (const part of ['Highway', 'node-addon-api', 'Node-API headers', 'libstdc++']) {
+    for (const part of ['Highway', 'Eigen', 'node-addon-api', 'Node-API headers', 'libstdc++']) {
       expect(licences).toContain(`\n| ${part}`);
     }
     expect(fs.readFileSync(installedFile('LICENSE'), 'utf8')).toContain('Apache License');

@@ -47,7 +47,7 @@ function setup(system: System, args: readonly string[] = []) {
   return { status, stdout, stderr, calls: calls.filter((call) => call !== '' && !probes.test(call)) };
 }
 
-const all = 'g++ cmake ninja-build libhwy-dev';
+const all = 'g++ cmake ninja-build libhwy-dev libeigen3-dev';
 const apt = (sudo = '') => ({ 'apt-get': 'exit 0', id: 'echo 1000', ...(sudo && { sudo }) });
 
 test('with everything there it installs the npm packages, and nothing else', () => {
@@ -110,7 +110,7 @@ test.each([
 test('Fedora: the one command is printed', () => {
   const { status, stderr, calls } = setup({ ...node20, ...npm, dnf: 'exit 0' });
   expect([status, calls]).toEqual([1, []]);
-  expect(stderr).toMatch(/Run: sudo dnf install -y gcc-c\+\+ cmake ninja-build highway-devel\n$/);
+  expect(stderr).toMatch(/Run: sudo dnf install -y gcc-c\+\+ cmake ninja-build highway-devel eigen3-devel\n$/);
 });
 
 test('elsewhere: what to install, and what to run then', () => {

@@ -37,7 +37,7 @@ export async function comparePage(report: CompareReport, maps: AttentionMaps): P
   );
   const section = (title: string, note: string, ...content: readonly (Markup | readonly Markup[])[]) =>
     tag('section', {}, tag('h2', {}, title), tag('p', { class: 'note' }, note), ...content);
-  return document('Exact attention and its approximations', report, [
+  return pageOf('Exact attention and its approximations', report, [
     answers(report),
     tag(
       'div',
@@ -66,7 +66,7 @@ export async function comparePage(report: CompareReport, maps: AttentionMaps): P
 
 export async function analyzePage(report: AnalyzeReport): Promise<string> {
   const d3 = await loadD3();
-  return document('Spectra of attention', report, [
+  return pageOf('Spectra of attention', report, [
     tag(
       'section',
       { class: 'whole' },
@@ -78,7 +78,7 @@ export async function analyzePage(report: AnalyzeReport): Promise<string> {
   ]);
 }
 
-function document(title: string, report: Facts, content: readonly Markup[]): string {
+function pageOf(title: string, report: Facts, content: readonly Markup[]): string {
   const { input } = report;
   const page = tag(
     'html',

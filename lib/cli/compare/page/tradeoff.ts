@@ -12,6 +12,7 @@ const least = 1e-7;
 const errorOf = ({ error }: Run) => Math.max(least, error.relativeFrobenius);
 
 export function tradeoffChart(d3: D3, report: CompareReport, identities: Identities): Markup[] {
+  if (report.runs.length === 0) return [tag('p', {}, 'No method could be run: see below.')];
   const exactMs = report.exact.time.median;
   const times = report.runs.flatMap((run) => [run.time.median, totalMs(run)]);
   const xDomain = logDomain([...times, exactMs], 1.3);
@@ -44,7 +45,10 @@ export function tradeoffChart(d3: D3, report: CompareReport, identities: Identit
         'g',
         { class: 'exact' },
         tag('line', { x1: exactAt, x2: exactAt, y1: top, y2: height - bottom }),
-        tag('text', { x: exactAt - 5, y: top + 12, 'text-anchor': 'end' }, `exact: ${timeText(exactMs)}`),
+        // On the side where there is room for it.
+        exactAt < (left + width) / 2
+          ? tag('text', { x: exactAt + 5, y: top + 12 }, `exact: ${timeText(exactMs)}`)
+          : tag('text', { x: exactAt - 5, y: top + 12, 'text-anchor': 'end' }, `exact: ${timeText(exactMs)}`),
       ),
       front(d3, report, x, y, frame),
       ...methodsOf(report.runs).map((runs) => knobLine(d3, runs, place, identities)),

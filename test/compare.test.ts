@@ -182,7 +182,9 @@ describe('analyze', () => {
     const { status, stdout } = cli('analyze --random --n 600 --heads 1 --dim 8 --count 20');
     expect(status).toBe(0);
     expect(stdout).toMatch(/^0 +[\d.]+ +≥ [\d.]+ +≥ [\d.]+ +[\d.]+ +≥ [\d.]+ +/m);
-    expect(stdout).toContain('From the 20 largest of 600 singular values of softmax(scale·QKᵀ), by random projection.');
+    expect(stdout).toContain(
+      'From the 20 largest of 600 singular values of softmax(scale·QKᵀ), by random projection, so',
+    );
   });
 });
 

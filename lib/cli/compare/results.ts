@@ -3,6 +3,7 @@ import type { SpectralMetrics } from '../../analysis/metrics';
 import type { DataType } from '../../tensor';
 import type { Provenance } from '../provenance';
 import type { Summary } from '../timing';
+import { wholeText } from './numbers';
 
 /** The queries, keys and values that were used. */
 export interface InputFacts {
@@ -153,4 +154,17 @@ export interface AttentionMaps {
 /** `Nyström, 64 landmarks` */
 export function label({ name, setting }: { readonly name: string; readonly setting?: Setting }): string {
   return setting === undefined ? name : `${name}, ${setting.text}`;
+}
+
+/** `layer 0 of …: 4,096 positions, 8 heads of 64, float32` */
+export function inputText({ source, length, heads, kvHeads, headDim, type }: InputFacts): string {
+  const groups = heads === kvHeads ? '' : ` over ${kvHeads} key/value heads`;
+  return `${source}: ${wholeText(length)} positions, ${heads} heads of ${headDim}${groups}, ${type}`;
+}
+
+/** What singular values were computed, and how. */
+export function spectraNote({ length, count, exact }: Spectra): string {
+  const part = count < length ? `the ${wholeText(count)} largest of ${wholeText(length)}` : `all ${wholeText(length)}`;
+  const how = exact ? '' : ', by random projection, so that none exceeds the true one';
+  return `From ${part} singular values of softmax(scale·QKᵀ)${how}.`;
 }

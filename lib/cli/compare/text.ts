@@ -1,15 +1,17 @@
 /** Results as tables for people. */
 import { table } from '../report';
-import { bytesText, factorText, percentText, timeText, wholeText } from './page/numbers';
+import { bytesText, factorText, percentText, timeText, wholeText } from './numbers';
 import {
   type AnalyzeReport,
   type CompareReport,
   type InputFacts,
+  inputText,
   label,
   metrics,
   metricTexts,
   type Run,
   type Spectra,
+  spectraNote,
   totalMs,
 } from './results';
 
@@ -45,11 +47,7 @@ export function analyzeText({ spectra, ...report }: AnalyzeReport): string {
 }
 
 function headText({ input }: { readonly input: InputFacts }): string {
-  const { source, notes, length, heads, kvHeads, headDim, type } = input;
-  const groups = heads === kvHeads ? '' : ` over ${kvHeads} key/value heads`;
-  return [`${source}: ${wholeText(length)} positions, ${heads} heads of ${headDim}${groups}, ${type}`, ...notes].join(
-    '\n',
-  );
+  return [inputText(input), ...input.notes].join('\n');
 }
 
 function runCells(run: Run): string[] {
@@ -83,14 +81,13 @@ function lengthsText(series: CompareReport['lengths']): string {
 }
 
 /** Heads down, variants of effective rank across. */
-function spectraText({ heads, length, count, exact }: Spectra): string {
+function spectraText(spectra: Spectra): string {
+  const { heads, length, count } = spectra;
   const head = ['head', 'largest σ', ...metrics.map(({ title }) => title)];
   const rows = heads.map((one) => [
     String(one.head),
     (one.values[0] as number).toPrecision(3),
     ...metricTexts(one, count === length),
   ]);
-  const part =
-    count === length ? `all ${wholeText(length)}` : `the ${wholeText(count)} largest of ${wholeText(length)}`;
-  return `${table(head, rows, head.slice(1))}\nFrom ${part} singular values of softmax(scale·QKᵀ)${exact ? '' : ', by random projection'}.`;
+  return `${table(head, rows, head.slice(1))}\n${spectraNote(spectra)}`;
 }

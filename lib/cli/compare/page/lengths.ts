@@ -1,9 +1,10 @@
 /** Time against length: what grows with the square and what does not. */
+
+import { timeText, timeTick, wholeText } from '../numbers';
 import { type LengthSeries, label } from '../results';
 import { type Axis, axes, chart, type D3, type Frame, logDomain } from './axes';
 import { type Identities, legend } from './identity';
 import { type Markup, tag } from './markup';
-import { timeText, timeTick, wholeText } from './numbers';
 
 export function lengthsChart(d3: D3, series: readonly LengthSeries[], identities: Identities): Markup[] {
   const points = series.flatMap((one) => one.points);

@@ -1,8 +1,9 @@
 /** Attention matrices as pictures: the exact one, and what the methods make of it. */
+
+import { percentText } from '../numbers';
 import { type AttentionMaps, label } from '../results';
 import { bitmapUrl } from './bitmap';
 import { type Markup, tag } from './markup';
-import { percentText } from './numbers';
 
 type Color = readonly [red: number, green: number, blue: number];
 

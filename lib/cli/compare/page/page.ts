@@ -1,13 +1,15 @@
 /** The page: one file, no script, nothing fetched; legible in light and in dark, wide and narrow. */
 import type { Provenance } from '../../provenance';
+import { bytesText, factorText, percentText, timeText } from '../numbers';
 import {
   type AnalyzeReport,
   type AttentionMaps,
   type CompareReport,
   type InputFacts,
+  inputText,
   label,
   type Run,
-  type Spectra,
+  spectraNote,
   totalMs,
 } from '../results';
 import { loadD3 } from './axes';
@@ -15,7 +17,6 @@ import { Identities } from './identity';
 import { lengthsChart } from './lengths';
 import { mapsSection } from './maps';
 import { Markup, tag } from './markup';
-import { bytesText, factorText, percentText, timeText, wholeText } from './numbers';
 import { spectraTable } from './spectra-table';
 import { spectrumChart } from './spectrum';
 import { style } from './style';
@@ -52,7 +53,7 @@ export async function comparePage(report: CompareReport, maps: AttentionMaps): P
         'Both axes logarithmic: a slope of 2 is quadratic, of 1 linear.',
         lengthsChart(d3, report.lengths, identities),
       ),
-      section('Spectrum', spectrumNote(report.spectra), spectrumChart(d3, report.spectra)),
+      section('Spectrum', `${spectraNote(report.spectra)} Both axes logarithmic.`, spectrumChart(d3, report.spectra)),
       section(
         'Effective ranks',
         'Of each head’s attention matrix, every variant by its name.',
@@ -71,7 +72,7 @@ export async function analyzePage(report: AnalyzeReport): Promise<string> {
       'section',
       { class: 'whole' },
       tag('h2', {}, 'Spectrum'),
-      tag('p', { class: 'note' }, spectrumNote(report.spectra)),
+      tag('p', { class: 'note' }, `${spectraNote(report.spectra)} Both axes logarithmic.`),
       spectrumChart(d3, report.spectra),
     ),
     tag('section', { class: 'whole' }, tag('h2', {}, 'Effective ranks'), spectraTable(report.spectra)),
@@ -98,12 +99,7 @@ function pageOf(title: string, report: Facts, content: readonly Markup[]): strin
         'main',
         {},
         tag('h1', {}, title),
-        tag(
-          'p',
-          { class: 'quiet' },
-          `${input.source}: ${wholeText(input.length)} positions, ${input.heads} heads of ${input.headDim}` +
-            `${input.kvHeads === input.heads ? '' : ` over ${input.kvHeads} key/value heads`}, ${input.type}`,
-        ),
+        tag('p', { class: 'quiet' }, inputText(input)),
         input.notes.map((note) => tag('p', { class: 'note' }, note)),
         ...content,
         provenance(report),
@@ -111,11 +107,6 @@ function pageOf(title: string, report: Facts, content: readonly Markup[]): strin
     ),
   );
   return `<!doctype html>\n${page.text}\n`;
-}
-
-function spectrumNote({ length, count, exact }: Spectra): string {
-  const part = count < length ? `the ${wholeText(count)} largest of ${wholeText(length)}` : `all ${wholeText(count)}`;
-  return `Singular values of softmax(scale·QKᵀ) over ${wholeText(length)} positions: ${part}${exact ? '' : ', by random projection, so none exceeds the true one'}. Both axes logarithmic.`;
 }
 
 /** For an error one could live with: what is fastest? */

@@ -1,9 +1,10 @@
 /** Singular values of attention matrices, and where each head's effective ranks lie. */
+
+import { wholeText } from '../numbers';
 import { type HeadSpectrum, metrics, type Spectra } from '../results';
 import { type Axis, axes, chart, type D3, type Frame } from './axes';
 import { legend } from './identity';
 import { type Markup, tag } from './markup';
-import { wholeText } from './numbers';
 
 /** More lines than this cannot be told apart. */
 const mostHeads = 4;

@@ -11,7 +11,7 @@ import type { Paragraph } from './book';
 import { bold, print, whole, wrapped } from './print';
 
 /** Positions: enough that exact attention's square shows, few enough to be done in half a minute. */
-const longest = 4096;
+const longest = 3072;
 
 const rounds = 3;
 

@@ -65,7 +65,7 @@ export function compareCommand(print: Print): Command {
 export function analyzeCommand(print: Print): Command {
   return withSource(new Command('analyze'))
     .description('singular values of attention matrices, and every variant of effective rank, head by head')
-    .option('--count <values>', 'singular values wanted', count, 256)
+    .option('--count <values>', 'singular values wanted of more than 512', count, 256)
     .option('--json', 'print one JSON document with every value')
     .option('--html [file]', 'write a page with the spectra (analyze.html)')
     .action(async (options: AnalyzeOptions) => {

@@ -61,7 +61,7 @@ export async function runCompare(
       rounds,
       exact: { time: exact },
       runs,
-      notes: methods.flatMap(({ name, note }) => (note === undefined ? [] : [{ name, note }])),
+      notes: notesOf(methods),
       leftOut,
       lengths: series,
       spectra,
@@ -71,6 +71,13 @@ export async function runCompare(
   } finally {
     progress.stop();
   }
+}
+
+/** Every note once, with the names of all methods it is about. */
+function notesOf(methods: readonly Method[]): CompareReport['notes'] {
+  const names = new Map<string, string[]>();
+  for (const { name, note } of methods) if (note !== undefined) names.set(note, [...(names.get(note) ?? []), name]);
+  return [...names].map(([note, about]) => ({ name: about.join(', '), note }));
 }
 
 /** The head whose stable rank is the median: neither a single pattern nor nothing but noise. */

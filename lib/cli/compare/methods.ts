@@ -146,20 +146,20 @@ export const methods: readonly Method[] = [
       },
     },
   ),
-  linear('elu', 'linear, elu', elu, ({ headDim }) => headDim),
+  linear('elu', 'linear (elu)', elu, ({ headDim }) => headDim),
   linear(
     'relu',
-    'linear, relu',
+    'linear (relu)',
     () => relu(),
     ({ headDim }) => headDim,
   ),
   linear(
     'cosformer',
-    'linear, cosFormer',
+    'linear (cosFormer)',
     ({ length }) => cosformer({ maxLength: length }),
     ({ headDim }) => 2 * headDim,
   ),
-  linear('taylor', 'linear, Taylor', taylor, ({ headDim: d }) => 1 + d + (d * (d + 1)) / 2, {
+  linear('taylor', 'linear (Taylor)', taylor, ({ headDim: d }) => 1 + d + (d * (d + 1)) / 2, {
     note: `${untrained} Meant for heads of about 16.`,
   }),
   {

@@ -33,9 +33,9 @@ export function bytesText(bytes: number): string {
   return `${value >= 10 ? value.toFixed(0) : value.toFixed(1)} ${unit}`;
 }
 
-/** `4.20×` */
+/** `42.1×`, `4.20×`, `0.013×` */
 export function factorText(factor: number): string {
-  return `${factor >= 10 ? factor.toFixed(1) : factor.toFixed(2)}×`;
+  return `${factor >= 10 ? factor.toFixed(1) : factor >= 0.1 ? factor.toFixed(2) : Number(factor.toPrecision(2))}×`;
 }
 
 /** `4096` as `4,096` */

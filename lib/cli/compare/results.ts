@@ -66,7 +66,7 @@ export interface LengthSeries {
   readonly setting?: Setting;
   /** Milliseconds a call, preparation included. */
   readonly points: readonly { readonly length: number; readonly ms: number }[];
-  /** Exponent of the length in the time, between the two greatest lengths; undefined for less than two. */
+  /** Exponent of the length in the time, over the three greatest lengths; undefined for a single one. */
   readonly slope?: number;
 }
 
@@ -122,7 +122,7 @@ export interface CompareReport extends Provenance {
   readonly rounds: number;
   readonly exact: { readonly time: Summary };
   readonly runs: readonly Run[];
-  /** What must be known of a method to judge its runs. */
+  /** What must be known of methods to judge their runs; `name` is that of one or more. */
   readonly notes: readonly { readonly name: string; readonly note: string }[];
   readonly leftOut: readonly LeftOut[];
   /** Exact attention first. */

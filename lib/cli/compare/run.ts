@@ -95,10 +95,19 @@ export async function runLengths(
     }
   }
   return [...series.values()].map((one) => {
-    const [before, last] = one.points.slice(-2);
-    if (before === undefined || last === undefined) return one;
-    return { ...one, slope: Math.log(last.ms / before.ms) / Math.log(last.length / before.length) };
+    const slope = slopeOf(one.points);
+    return slope === undefined ? one : { ...one, slope };
   });
+}
+
+/** Exponent of the length in the time: least squares over the logarithms of the three greatest lengths. */
+function slopeOf(points: LengthSeries['points']): number | undefined {
+  const last = points.slice(-3).map(({ length, ms }) => [Math.log(length), Math.log(ms)] as const);
+  if (last.length < 2) return undefined;
+  const mean = (axis: 0 | 1) => last.reduce((sum, point) => sum + point[axis], 0) / last.length;
+  const [meanX, meanY] = [mean(0), mean(1)];
+  const sum = (of: (x: number, y: number) => number) => last.reduce((all, [x, y]) => all + of(x - meanX, y - meanY), 0);
+  return sum((x, y) => x * y) / sum((x) => x * x);
 }
 
 /** Makes everything ready, and one call of each. What cannot be done, or is not finite, is left out by name. */

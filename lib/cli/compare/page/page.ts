@@ -28,7 +28,7 @@ interface Facts extends Provenance {
 }
 
 /** Errors that are asked about at the top of the page. */
-const questions = [0.01, 0.05, 0.1, 0.25];
+const questions = [0.05, 0.1, 0.25, 0.5];
 
 export async function comparePage(report: CompareReport, maps: AttentionMaps): Promise<string> {
   const d3 = await loadD3();
@@ -139,7 +139,7 @@ function runsTable({ runs, exact, rounds, notes, leftOut, warnings }: CompareRep
     'time',
     'fastest',
     'slowest',
-    'preparation',
+    'factors given',
     'speed',
     'error',
     'largest error',
@@ -153,7 +153,7 @@ function runsTable({ runs, exact, rounds, notes, leftOut, warnings }: CompareRep
       timeText(totalMs(run)),
       timeText(time.min + preparationMs),
       timeText(time.max + preparationMs),
-      preparationMs === 0 ? '' : timeText(preparationMs),
+      preparationMs === 0 ? '' : timeText(time.median),
       factorText(run.speedup),
       percentText(run.error.relativeFrobenius),
       run.error.maxAbs.toPrecision(2),

@@ -49,7 +49,7 @@ li.front line { stroke: var(--front); stroke-width: 7; opacity: 0.55; }
 .exact text { fill: var(--exact); font-weight: 600; }
 .series-exact { --series: var(--exact); }
 ${Array.from({ length: 8 }, (_, index) => `.series-${index} { --series: var(--series-${index}); }`).join('\n')}
-.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); gap: 14px; margin-top: 10px; }
+.maps { display: grid; grid-template-columns: repeat(auto-fill, minmax(205px, 1fr)); gap: 14px; margin-top: 10px; }
 figure { margin: 0; }
 figure img { display: block; width: 100%; aspect-ratio: 1; image-rendering: pixelated; border: 1px solid var(--line); }
 figcaption { font-size: 13px; margin-top: 4px; line-height: 1.35; }
@@ -60,8 +60,8 @@ table { border-collapse: collapse; width: 100%; font-size: 13.5px; font-variant-
 th, td { padding: 4px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
 th { color: var(--quiet); font-weight: 600; }
 td:first-child, th:first-child { text-align: left; }
-#ranks th, #ranks td { padding: 4px 7px; }
-#ranks th { white-space: normal; min-width: 5em; vertical-align: bottom; }
+#ranks th, #ranks td { padding: 4px 6px; font-size: 12.5px; }
+#ranks th { white-space: normal; vertical-align: bottom; }
 table + .note, .scroll + .note { margin-top: 10px; }
 tr.best td:first-child::before { content: ""; display: inline-block; width: 9px; height: 9px; border-radius: 2px; background: var(--front); margin-right: 7px; }
 tr td:first-child { padding-left: 6px; }
@@ -73,6 +73,7 @@ dd { margin: 0; overflow-wrap: anywhere; }
   section { padding: 12px 8px; }
   svg.wide { display: none; }
   svg.narrow { display: block; }
+  .maps { grid-template-columns: repeat(auto-fill, minmax(140px, 1fr)); }
   dl { grid-template-columns: 1fr; }
   dt { margin-top: 6px; }
 }

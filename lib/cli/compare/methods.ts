@@ -186,7 +186,7 @@ export function settingsOf({ knob }: Method, length: number): (Setting | undefin
   return values.filter((value) => !withinLength || value <= length).map((value) => settingOf(knob, value));
 }
 
-/** The one value that stands for all. */
+/** The one value that stands for all; at several lengths, the same: that for the least of them. */
 export function standardOf({ knob }: Method, length: number): Setting | undefined {
   if (knob === undefined) return undefined;
   return settingOf(knob, knob.withinLength ? Math.min(knob.standard, length) : knob.standard);

@@ -19,9 +19,10 @@ export function timeTick(ms: number): string {
   return `${Number(value.toPrecision(2))} ${unit}`;
 }
 
-/** `0.12 %`, `12 %`, `120 %` */
+/** `1e-4 %`, `0.12 %`, `12 %`, `120 %` */
 export function percentText(share: number): string {
   const percent = 100 * share;
+  if (percent > 0 && percent < 1e-3) return `${percent.toExponential(0)} %`;
   return `${percent >= 10 ? percent.toFixed(0) : Number(percent.toPrecision(2))} %`;
 }
 

@@ -4,6 +4,8 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
+import { attention, elu, linearAttention, nystromAttention, randomNormal, type Tensor } from '../lib';
+import { bytesText, factorText, percentText, timeText, timeTick } from '../lib/cli/compare/numbers';
 import { root } from './files';
 
 jest.setTimeout(120_000);
@@ -88,6 +90,27 @@ describe('compare', () => {
     expect(errors.at(-1)).toBeLessThan(0.2);
     expect(report.lengths[0]).toMatchObject({ method: 'exact', points: [{ length: 48 }, { length: 96 }] });
     expect(report.lengths).toHaveLength(1 + ids.length);
+  });
+
+  test('its errors are those of the methods', async () => {
+    const report = json(`compare ${random} --runs 1 --lengths 96 --methods nystrom,elu`);
+    const [q, k, v] = [1, 2, 3].map((seed) => randomNormal([1, 2, 96, 8], { seed }));
+    const exact = (await attention(q, k, v)).data as Float32Array;
+    const errorOf = ({ data }: Tensor) => {
+      const differences = exact.map((value, i) => Number(data[i]) - value);
+      return { relativeFrobenius: norm(differences) / norm(exact), maxAbs: Math.max(...differences.map(Math.abs)) };
+    };
+    const norm = (values: Float32Array) => Math.sqrt(values.reduce((sum, value) => sum + value ** 2, 0));
+    const expected = [
+      ...[16, 32, 64].map((landmarks) => nystromAttention(q, k, v, { landmarks })),
+      linearAttention(q, k, v, { featureMap: elu() }),
+    ];
+    expect(report.runs).toHaveLength(expected.length);
+    for (const [index, output] of expected.entries()) {
+      const { relativeFrobenius, maxAbs } = errorOf(await output);
+      expect(report.runs[index].error.relativeFrobenius).toBeCloseTo(relativeFrobenius, 6);
+      expect(report.runs[index].error.maxAbs).toBeCloseTo(maxAbs, 6);
+    }
   });
 
   test('the run marked best for its time is beaten by none', () => {
@@ -186,6 +209,34 @@ describe('analyze', () => {
       'From the 20 largest of 600 singular values of softmax(scale·QKᵀ), by random projection, so',
     );
   });
+});
+
+test('numbers are written with as many digits as they are worth', () => {
+  expect([0.0123, 0.5, 12.34, 999, 1234, 65_432].map(timeText)).toEqual([
+    '12.3 µs',
+    '0.500 ms',
+    '12.3 ms',
+    '999 ms',
+    '1.23 s',
+    '65.4 s',
+  ]);
+  expect([0.01, 0.5, 10, 2000].map(timeTick)).toEqual(['10 µs', '0.5 ms', '10 ms', '2 s']);
+  expect([0, 2e-7, 0.00123, 0.056, 0.123, 1.5].map(percentText)).toEqual([
+    '0 %',
+    '2e-5 %',
+    '0.12 %',
+    '5.6 %',
+    '12 %',
+    '150 %',
+  ]);
+  expect([0, 512, 20_480, 3.4 * 2 ** 20, 2 ** 31].map(bytesText)).toEqual([
+    '0',
+    '0.5 KiB',
+    '20 KiB',
+    '3.4 MiB',
+    '2.0 GiB',
+  ]);
+  expect([0.0134, 0.5, 4.2, 42.12].map(factorText)).toEqual(['0.013×', '0.50×', '4.20×', '42.1×']);
 });
 
 describe('what must be asked differently', () => {

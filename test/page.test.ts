@@ -10,6 +10,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { type Browser, chromium, type Page } from 'playwright-core';
 
+import { bitmapUrl } from '../lib/cli/compare/page/bitmap';
 import { root } from './files';
 
 jest.setTimeout(180_000);
@@ -233,6 +234,35 @@ test('attention maps are pictures of the matrices', async () => {
       expect(colors).toBeGreaterThan(10);
     }
   });
+});
+
+test('a bitmap has its pixels where they belong', async () => {
+  const colors = [
+    [255, 0, 0],
+    [0, 255, 0],
+    [0, 0, 255],
+    [9, 8, 7],
+    [1, 2, 3],
+    [250, 251, 252],
+  ] as const;
+  const context = await browser.newContext();
+  try {
+    const page = await context.newPage();
+    // Rows of three bytes, which the file pads to four.
+    await page.setContent(`<img src="${bitmapUrl(Uint8Array.of(0, 1, 2, 3, 4, 5), 3, colors)}">`);
+    const found = await page.$eval('img', async (image: HTMLImageElement) => {
+      await image.decode();
+      const canvas = document.createElement('canvas');
+      [canvas.width, canvas.height] = [image.naturalWidth, image.naturalHeight];
+      const drawing = canvas.getContext('2d') as CanvasRenderingContext2D;
+      drawing.drawImage(image, 0, 0);
+      const { data } = drawing.getImageData(0, 0, canvas.width, canvas.height);
+      return { width: canvas.width, pixels: [...data].filter((_, i) => i % 4 < 3) };
+    });
+    expect(found).toEqual({ width: 3, pixels: colors.flat() });
+  } finally {
+    await context.close();
+  }
 });
 
 test('in the dark it is dark, and all text can be read', async () => {

@@ -224,7 +224,7 @@ function provenance({ date, package: own, node, machine, threads, input }: Facts
   return tag(
     'section',
     { class: 'whole' },
-    tag('h2', {}, 'Where this is from'),
+    tag('h2', {}, 'Input, package and machine'),
     tag(
       'dl',
       {},

@@ -24,8 +24,11 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<convert>(exports, "convert");
   define<read>(exports, "read");
   define<linalg>(exports, "linalg");
+  define<linear>(exports, "linear");
+  define<lowrank>(exports, "lowrank");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
+  define<nystrom>(exports, "nystrom");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
   define<linformer>(exports, "linformer");

@@ -9,10 +9,10 @@ namespace lowrank_attention {
 namespace {
 
 struct LinalgOperands {
-  enum : std::size_t { kMatrices, kValues, kLeft, kRight, kCount };
+  enum : std::size_t { kMatrices, kValues, kLeft, kRight, kFactors, kCount };
 };
 struct LinalgNumbers {
-  enum : std::size_t { kDecomposition, kBatch, kRows, kColumns, kCount };
+  enum : std::size_t { kOperation, kBatch, kRows, kColumns, kFactorColumns, kCount };
 };
 
 struct Nothing {};
@@ -23,28 +23,34 @@ Napi::Value linalg(const Napi::CallbackInfo& info) {
   Operands operands(info, LinalgOperands::kCount, LinalgNumbers::kCount);
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
   LinalgProblem problem;
-  const bool eigen = operands.flag(LinalgNumbers::kDecomposition);
-  problem.decomposition = eigen ? Decomposition::kEigen : Decomposition::kSvd;
+  problem.operation = static_cast<LinalgOperation>(minimum(operands.extent(LinalgNumbers::kOperation, "matrices"), 2));
+  const bool eigen = problem.operation == LinalgOperation::kEigen;
+  const bool product = problem.operation == LinalgOperation::kProduct;
   problem.batch = operands.extent(LinalgNumbers::kBatch, "matrices", 1);
   problem.m = operands.extent(LinalgNumbers::kRows, "matrices", 1);
   problem.n = operands.extent(LinalgNumbers::kColumns, "matrices", 1);
   if (eigen && problem.m != problem.n) operands.fail("matrices", "not square");
   const auto array = [&](std::size_t index, const char* name, Index rows, Index columns) {
-    return static_cast<double*>(operands.tensor(operands.array(index), name, napi_float64_array, sizeof(double),
-                                                {problem.batch, rows, columns}));
+    return operands.optional<double>(index, name, napi_float64_array, {problem.batch, rows, columns});
   };
-  const auto given = [&](std::size_t index) { return operands.array(index).present; };
   const Index rank = minimum(problem.m, problem.n);
   problem.a = array(LinalgOperands::kMatrices, "matrices", problem.m, problem.n);
-  problem.values = array(LinalgOperands::kValues, "values", 1, rank);
-  if (given(LinalgOperands::kLeft)) problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
-  if (given(LinalgOperands::kRight)) problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
+  if (product) {
+    problem.p = operands.extent(LinalgNumbers::kFactorColumns, "factors", 1);
+    problem.b = array(LinalgOperands::kFactors, "factors", problem.m, problem.p);
+    if (problem.b == nullptr) operands.fail("factors", "missing");
+  }
+  problem.values = array(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
+  problem.left = array(LinalgOperands::kLeft, "left", problem.m, rank);
+  problem.right = array(LinalgOperands::kRight, "right", problem.n, rank);
+  if (problem.a == nullptr || problem.values == nullptr) operands.fail("matrices", "missing");
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);
-  const double cubed = static_cast<double>(problem.m) * static_cast<double>(problem.n) * static_cast<double>(rank);
+  const double third = static_cast<double>(product ? problem.p : 5 * rank);
+  const double cubed = static_cast<double>(problem.m) * static_cast<double>(problem.n) * third;
   return runTask(info, std::make_unique<KernelTask<LinalgProblem, Nothing>>(kernels->linalg, problem, Nothing()),
-                 10 * static_cast<double>(problem.batch) * cubed);
+                 2 * static_cast<double>(problem.batch) * cubed);
 }
 
 }  // namespace lowrank_attention

@@ -15,7 +15,7 @@ struct MatmulOperands {
 };
 
 struct MatmulNumbers {
-  enum : std::size_t { kTypeA, kTypeB, kTypeC, kBatch, kM, kN, kK, kTransposeB, kCount };
+  enum : std::size_t { kTypeA, kTypeB, kTypeC, kBatch, kM, kN, kK, kTransposeA, kTransposeB, kCount };
 };
 
 }  // namespace
@@ -31,6 +31,7 @@ Napi::Value matmul(const Napi::CallbackInfo& info) {
   problem.m = operands.extent(MatmulNumbers::kM, "a");
   problem.n = operands.extent(MatmulNumbers::kN, "b");
   problem.k = operands.extent(MatmulNumbers::kK, "a");
+  problem.transposeA = operands.flag(MatmulNumbers::kTransposeA);
   problem.transposeB = operands.flag(MatmulNumbers::kTransposeB);
   // Without elements no extent is bounded by memory that exists.
   if (problem.batch == 0 || problem.m == 0 || problem.n == 0) return statusValue(info.Env(), operands.status());

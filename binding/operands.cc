@@ -104,13 +104,13 @@ DataType Operands::dataType(std::size_t index, const char* name) {
 }
 
 void* Operands::tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors) {
-  const napi_typedarray_type wanted = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
-  return tensor(array, name, wanted, elementBytes(type), factors);
+  const napi_typedarray_type kind = type == DataType::kFloat32 ? napi_float32_array : napi_uint16_array;
+  return memory(array, name, kind, static_cast<std::size_t>(elementBytes(type)), factors);
 }
 
-void* Operands::tensor(const Array& array, const char* name, napi_typedarray_type type, Index elementBytes,
+void* Operands::memory(const Array& array, const char* name, napi_typedarray_type type, std::size_t width,
                        std::initializer_list<Index> factors) {
-  unsigned __int128 bytes = static_cast<unsigned __int128>(elementBytes);
+  unsigned __int128 bytes = width;
   for (const Index factor : factors) {
     bytes *= static_cast<unsigned __int128>(factor);
     // Saturates long before 128 bits overflow; zero stays zero.

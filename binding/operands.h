@@ -55,17 +55,15 @@ class Operands {
 
   // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
   void* tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors);
-  // The same for any kind of array.
-  void* tensor(const Array& array, const char* name, napi_typedarray_type type, Index elementBytes,
-               std::initializer_list<Index> factors);
-  // The same for float32, uint8 or int32 operands that may be absent (null).
+  // The same for float32, float64, uint8 or int32 operands that may be absent (null).
+  template <class T>
+  T* optional(std::size_t index, const char* name, napi_typedarray_type type, std::initializer_list<Index> factors) {
+    const Array array = this->array(index);
+    return array.present ? static_cast<T*>(memory(array, name, type, sizeof(T), factors)) : nullptr;
+  }
   template <class T>
   T* optional(std::size_t index, const char* name, napi_typedarray_type type, Index count) {
-    const Array array = this->array(index);
-    if (!array.present) return nullptr;
-    if (array.type != type || static_cast<Index>(array.bytes / sizeof(T)) < count)
-      fail(name, "an array that changed meanwhile");
-    return static_cast<T*>(array.data);
+    return optional<T>(index, name, type, std::initializer_list<Index>{count});
   }
 
  private:
@@ -74,6 +72,9 @@ class Operands {
     std::vector<napi_value> entries;
   };
 
+  // The memory of an array that must be of a kind and hold at least the product of the factors in elements of `width`.
+  void* memory(const Array& array, const char* name, napi_typedarray_type type, std::size_t width,
+               std::initializer_list<Index> factors);
   // Elements of a JavaScript array up to the first hole; none of what is no array.
   std::vector<napi_value> elementsOf(napi_value list) const;
 

@@ -12,8 +12,11 @@ Napi::Value cached(const Napi::CallbackInfo& info);
 Napi::Value linformer(const Napi::CallbackInfo& info);
 Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
+Napi::Value linear(const Napi::CallbackInfo& info);
+Napi::Value lowrank(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
+Napi::Value nystrom(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);
 
 // The class of cache handles.

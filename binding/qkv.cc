@@ -2,6 +2,14 @@
 
 namespace lowrank_attention {
 
+BatchRows readRows(Operands& operands, std::size_t index, const char* name, DataType type, Index batch, Index heads,
+                   Index length, Index dim, bool rowsBeforeHeads) {
+  void* data = operands.tensor(operands.array(index), name, type, {batch, heads, length, dim});
+  // Without rows no extent is bounded by memory that exists.
+  const bool any = operands.ok() && batch > 0 && length > 0;
+  return any ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
+}
+
 Qkv readQkv(Operands& operands) {
   Qkv qkv;
   qkv.queryType = operands.dataType(QkvNumbers::kQueryType, "q");
@@ -19,10 +27,7 @@ Qkv readQkv(Operands& operands) {
   if (!operands.ok()) return qkv;
 
   const auto rows = [&](std::size_t index, const char* name, DataType type, Index heads, Index length, Index dim) {
-    void* data = operands.tensor(operands.array(index), name, type, {qkv.batch, heads, length, dim});
-    // Without rows no extent is bounded by memory that exists.
-    const bool any = operands.ok() && qkv.batch > 0 && length > 0;
-    return any ? denseRows(data, heads, length, dim, rowsBeforeHeads) : BatchRows();
+    return readRows(operands, index, name, type, qkv.batch, heads, length, dim, rowsBeforeHeads);
   };
   qkv.query = rows(QkvOperands::kQuery, "q", qkv.queryType, qkv.heads, qkv.queries, qkv.headDim);
   qkv.key = rows(QkvOperands::kKey, "k", qkv.keyType, qkv.kvHeads, qkv.keys, qkv.headDim);

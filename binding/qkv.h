@@ -28,6 +28,10 @@ struct QkvNumbers {
   };
 };
 
+// The rows of a dense tensor of the call, once its extents are known to fit.
+BatchRows readRows(Operands& operands, std::size_t index, const char* name, DataType type, Index batch, Index heads,
+                   Index length, Index dim, bool rowsBeforeHeads);
+
 // Extents and memory that fit each other, or a failure noted in `operands`. Without a failure products of extents are
 // safe from overflow, as long as there is at least one query: nothing else says how large the others may be.
 Qkv readQkv(Operands& operands);

@@ -31,9 +31,10 @@ enum class MaskKind : std::uint8_t { kNone, kBool, kAdditive };
 // Keys are visited in tiles of this many, counted from key 0. It is part of the result: rescaling happens between
 // tiles, so every kernel row uses the same one.
 constexpr Index kKeyTile = 128;
-// A long key range read by few queries is split into ranges of this many keys, merged in ascending order.
+// A long key range read by few queries is split into ranges of this many keys, merged in ascending order. Where more
+// than kSplitRows rows share a key/value head, ranges are longer in proportion, so that their states take no more memory.
 constexpr Index kSplitKeys = 1024;
-// "Few": at most this many rows share one key/value head.
+// "Few" by default: at most this many rows share one key/value head.
 constexpr Index kSplitRows = 64;
 
 struct FullSequence {
@@ -57,7 +58,10 @@ struct FullProblem {
   Index kvHeads = 0;  // divides heads; query head h reads key/value head h / (heads / kvHeads)
   Index headDim = 0;
   Index valueDim = 0;
-  float scale = 1;    // multiplies q·k before everything else
+  float scale = 1;  // multiplies q·k before everything else
+  // Whether scores, and with them `scale`, additive masks and lse, are in units of log2 rather than of the natural
+  // logarithm: softmax is then 2^s over its sum, and nothing is rounded on the way from one unit to the other.
+  bool base2 = false;
   float softcap = 0;  // s ← softcap·tanh(s / softcap); 0 = off
   // A query at position p sees keys p − left … p + right. Causal attention is right = 0.
   Index left = kOpen;
@@ -66,6 +70,8 @@ struct FullProblem {
   Index maskHeadStride = 0;
   Index maskQueryStride = 0;
   const float* sinks = nullptr;  // [heads] logits that take part in the denominator only; may be null
+  // Key ranges of sequences with at most so many rows a key/value head are split.
+  Index splitRows = kSplitRows;
   const FullSequence* sequences = nullptr;
   Index sequenceCount = 0;
 

@@ -11,9 +11,12 @@ namespace lowrank_attention {
 struct ConvertProblem;
 struct FullProblem;
 struct LinalgProblem;
+struct LinearProblem;
 struct LinformerProblem;
+struct LowRankProblem;
 struct MatmulProblem;
 struct MergeProblem;
+struct NystromProblem;
 struct ReadProblem;
 
 template <class Problem>
@@ -32,9 +35,12 @@ struct KernelSet {
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
   Kernel<LinalgProblem> linalg;
+  Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
+  Kernel<LowRankProblem> lowrank;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
+  Kernel<NystromProblem> nystrom;
   Kernel<ReadProblem> read;
 };
 

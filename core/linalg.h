@@ -6,19 +6,22 @@
 
 namespace lowrank_attention {
 
-enum class Decomposition : std::uint8_t {
-  kSvd,    // a = left·diag(values)·rightᵀ, left (m × r), right (n × r), r = min(m, n), values descending
-  kEigen,  // a symmetric, m = n: a = left·diag(values)·leftᵀ, values ascending
+enum class LinalgOperation : std::uint8_t {
+  kSvd,      // a = left·diag(values)·rightᵀ, left (m × r), right (n × r), r = min(m, n), values descending
+  kEigen,    // a symmetric, m = n: a = left·diag(values)·leftᵀ, values ascending
+  kProduct,  // values (n × p) = aᵀ·b, b (m × p)
 };
 
-// A batch of row-major matrices m × n, each decomposed for itself. Bases that are null are not computed; kEigen has no
-// right one. A matrix that holds NaN or infinity gives NaN everywhere.
+// A batch of row-major matrices m × n, each for itself. Bases that are null are not computed; kEigen has no right one.
+// A matrix that holds NaN or infinity gives NaN everywhere in its decomposition.
 struct LinalgProblem {
-  Decomposition decomposition = Decomposition::kSvd;
+  LinalgOperation operation = LinalgOperation::kSvd;
   Index batch = 0;
   Index m = 0;
   Index n = 0;
+  Index p = 0;  // of kProduct
   const double* a = nullptr;
+  const double* b = nullptr;  // of kProduct
   double* values = nullptr;
   double* left = nullptr;
   double* right = nullptr;

@@ -8,7 +8,7 @@
 //     gated         S ← e^g ⊙ S + kᵀv                       g ≤ 0 a head, or a feature (a row of S)
 //     delta         S ← S + β·kᵀ(v − kS)
 //     gated delta   S ← e^g ⊙ S, then as delta
-//   Without `normalize` oᵢ = outputScale·φ(qᵢ)S.
+//   A row whose denominator is 0, or has become so by underflow, gives zeros. Without `normalize` oᵢ = outputScale·φ(qᵢ)S.
 #ifndef LOWRANK_ATTENTION_CORE_LINEAR_H_
 #define LOWRANK_ATTENTION_CORE_LINEAR_H_
 

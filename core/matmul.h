@@ -1,4 +1,4 @@
-// Matrix product C = A·B or A·Bᵀ for a batch of matrices.
+// Matrix product C = A·B for a batch of matrices, either of them transposed if wanted.
 #ifndef LOWRANK_ATTENTION_CORE_MATMUL_H_
 #define LOWRANK_ATTENTION_CORE_MATMUL_H_
 
@@ -6,7 +6,8 @@
 
 namespace lowrank_attention {
 
-// C[b] (m × n) = A[offsetsA[b]] (m × k) · B[offsetsB[b]] (k × n, or n × k when transposeB). All row-major and dense.
+// C[b] (m × n) = A[offsetsA[b]] (m × k, or k × m when transposeA) · B[offsetsB[b]] (k × n, or n × k when transposeB).
+// All row-major and dense.
 struct MatmulProblem {
   DataType typeA = DataType::kFloat32;
   DataType typeB = DataType::kFloat32;
@@ -15,6 +16,7 @@ struct MatmulProblem {
   Index m = 0;
   Index n = 0;
   Index k = 0;
+  bool transposeA = false;
   bool transposeB = false;
   const void* a = nullptr;
   const void* b = nullptr;

@@ -94,24 +94,6 @@ class FiniteTile {
     }
     return true;
   }
-  // 0·x is 0 for a finite x, else NaN.
-  LA_METHOD static bool finiteRow(const float* data, Index count) {
-    const Full d;
-    constexpr Index n = kLanes<Full>;
-    const auto zero = hn::Zero(d);
-    auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
-    Index i = 0;
-    for (; i + 4 * n <= count; i += 4 * n) {
-      sum0 = hn::MulAdd(hn::LoadU(d, data + i), zero, sum0);
-      sum1 = hn::MulAdd(hn::LoadU(d, data + i + n), zero, sum1);
-      sum2 = hn::MulAdd(hn::LoadU(d, data + i + 2 * n), zero, sum2);
-      sum3 = hn::MulAdd(hn::LoadU(d, data + i + 3 * n), zero, sum3);
-    }
-    float tail = 0;
-    for (; i < count; ++i) tail += 0.0f * data[i];
-    const auto sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
-    return tail == 0 && hn::AllTrue(d, hn::Eq(sum, zero));
-  }
 
   TileRows tile_;
   Index count_;
@@ -295,6 +277,7 @@ LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequ
   constexpr Index kPrefetchingPanels = 4;
   forTiles(keys, kKeyTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
+    if (hiddenFromAll(problem, sequence, tile)) return true;
     const KeyRange next = {tile.end, minimum(tile.end + kKeyTile, keys.end)};
     const bool prefetching = panelCount >= kPrefetchingPanels && next.begin < next.end;
     const TileRows key = tileRows(sequence.key, problem.keyType, kvHead, problem.headDim, tile, scratch.key);

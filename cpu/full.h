@@ -4,7 +4,7 @@
 // A unit is a block of query rows of one key/value head, over all keys or over one split of them:
 //   many rows: blocks of rows walk over all their keys and write their output.
 //   few rows (decode): the keys are cut into splits; every split leaves its partial state (output, max, sum), and a
-//   second pass merges the splits in ascending order. Splits depend on the sequence's own key count alone, so neither
+//   second pass merges the splits in ascending order. Splits depend on the sequence's own extents alone, so neither
 //   the batch nor the number of threads can change a bit of the result.
 // Heads of one group (GQA) stand side by side as rows, so they share every key and value that is read.
 #ifndef LOWRANK_ATTENTION_CPU_FULL_H_
@@ -54,20 +54,22 @@ LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequen
   SequencePlan plan;
   plan.rows = sequence.queries * (problem.heads / problem.kvHeads);
   plan.width = withPanelShape(plan.rows, [](auto shape) { return decltype(shape)::kWidth; });
-  const bool split = plan.rows <= kSplitRows;
-  plan.splitKeys = split ? maximum(kSplitKeys, roundUp(divideUp(sequence.keys, kMaxSplits), kKeyTile)) : sequence.keys;
+  const bool split = plan.rows <= problem.splitRows;
+  const Index shortest = kSplitKeys * maximum(1, divideUp(plan.rows, kSplitRows));
+  plan.splitKeys = split ? maximum(shortest, roundUp(divideUp(sequence.keys, kMaxSplits), kKeyTile)) : sequence.keys;
   plan.splits = split ? maximum(1, divideUp(sequence.keys, plan.splitKeys)) : 1;
   // A key/value tile is read once a block, so large blocks keep the outer caches out of the matter, as long as their
   // panels stay in L2 (docs/performance.md).
   plan.blockRows = minimum(problem.headDim + problem.valueDim <= 256 ? 512 : 256, kMaxPanels * plan.width);
   // Shorter calls are cut finer, for the sake of the last thread to finish; very short ones, so that all have work.
   const auto unitsBelow = [&](Index unitsOfThread) {
-    return problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) < unitsOfThread * threads;
+    return problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) * plan.splits <
+           unitsOfThread * threads;
   };
   while (plan.blockRows > plan.width && unitsBelow(plan.blockRows > 128 ? 16 : 4)) {
     plan.blockRows = roundUp(plan.blockRows / 2, plan.width);
   }
-  plan.blockRows = split ? maximum(plan.rows, 1) : roundUp(plan.blockRows, plan.width);
+  plan.blockRows = plan.rows <= kSplitRows ? maximum(plan.rows, 1) : roundUp(plan.blockRows, plan.width);
   plan.blocks = divideUp(plan.rows, plan.blockRows);
   return plan;
 }
@@ -94,17 +96,17 @@ struct FullWorkspace {
   std::size_t bytes = 0;
 };
 
-// The op's one workspace formula. Fills the plans if `memory` is not null.
-LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::byte* memory) {
+// The op's one workspace formula. Fills the plans if `memory` is not null. Sequence s is the one at s·step.
+LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::byte* memory, Index step = 1) {
   FullWorkspace space;
   Index states = 0;
   space.plans = reinterpret_cast<SequencePlan*>(memory);
   for (Index s = 0; s < problem.sequenceCount; ++s) {
-    SequencePlan plan = planSequence(problem, problem.sequences[s], threads);
+    SequencePlan plan = planSequence(problem, problem.sequences[s * step], threads);
     plan.firstUnit = space.units;
     plan.firstState = states;
     space.units += problem.kvHeads * plan.blocks * plan.splits;
-    if (plan.splits > 1) states += problem.kvHeads * plan.splits * splitStateFloats(problem, plan);
+    if (plan.splits > 1) states += problem.kvHeads * plan.blocks * plan.splits * splitStateFloats(problem, plan);
     space.workerFloats = maximum(space.workerFloats, workerFloats(problem, plan));
     if (memory != nullptr) space.plans[s] = plan;
   }
@@ -127,6 +129,13 @@ struct Unit {
   Index block;
   Index kvHead;
 };
+
+// The state that a split of the unit leaves behind.
+LA_INLINE float* splitState(const Unit& unit, Index split, float* states) {
+  const SequencePlan& plan = unit.plan;
+  const Index index = (unit.block * unit.problem.kvHeads + unit.kvHead) * plan.splits + split;
+  return states + plan.firstState + index * splitStateFloats(unit.problem, plan);
+}
 
 // Sets the panels' rows; their states follow one another from `state` on. Returns their number.
 template <class Shape>
@@ -154,8 +163,7 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
   float* query = streamMemory + (width <= kStreamRows ? streamScratchFloats(problem) : 0);
   float* own = query + capacity * problem.headDim * width;
   const bool partial = plan.splits > 1;
-  float* state =
-      partial ? states + plan.firstState + (unit.kvHead * plan.splits + split) * splitStateFloats(problem, plan) : own;
+  float* state = partial ? splitState(unit, split, states) : own;
   Panel panels[kMaxPanels];
   const Index count = placePanels<Shape>(unit, panels, state);
   KeyRange keys = {split * plan.splitKeys, minimum((split + 1) * plan.splitKeys, unit.sequence.keys)};
@@ -183,14 +191,11 @@ LA_INLINE void runBlock(const Unit& unit, Index split, float* states, float* mem
 // Merges the splits of one block into the first and writes the rows.
 template <class Shape>
 LA_INLINE void mergeBlock(const Unit& unit, float* states) {
-  const SequencePlan& plan = unit.plan;
-  const Index stride = splitStateFloats(unit.problem, plan);
-  float* first = states + plan.firstState + unit.kvHead * plan.splits * stride;
   Panel into[kMaxPanels];
   Panel from[kMaxPanels];
-  const Index count = placePanels<Shape>(unit, into, first);
-  for (Index split = 1; split < plan.splits; ++split) {
-    placePanels<Shape>(unit, from, first + split * stride);
+  const Index count = placePanels<Shape>(unit, into, splitState(unit, 0, states));
+  for (Index split = 1; split < unit.plan.splits; ++split) {
+    placePanels<Shape>(unit, from, splitState(unit, split, states));
     for (Index p = 0; p < count; ++p) mergeState<Shape>(unit.problem, into[p], from[p]);
   }
   for (Index p = 0; p < count; ++p) storeRows<Shape>(unit.problem, unit.sequence, into[p]);
@@ -212,6 +217,11 @@ static std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads)
   return layOut(problem, threads, nullptr).bytes;
 }
 
+// The same where only the first sequence exists so far, and all others will have its extents.
+LA_INLINE std::size_t uniformFullWorkspaceBytes(const FullProblem& problem, Index threads) {
+  return layOut(problem, threads, nullptr, 0).bytes;
+}
+
 static void runFull(const FullProblem& problem, const Execution& execution) {
   const FullWorkspace space = layOut(problem, execution.threads, execution.workspace);
   // The sequence a unit belongs to: the last one whose first unit is not beyond it.
@@ -225,8 +235,10 @@ static void runFull(const FullProblem& problem, const Execution& execution) {
   };
   for (Index s = 0; s < problem.sequenceCount; ++s) clearPadding(problem, problem.sequences[s]);
 
-  Index splitSequences = 0;
-  for (Index s = 0; s < problem.sequenceCount; ++s) splitSequences += space.plans[s].splits > 1 ? 1 : 0;
+  Index splitBlocks = 0;  // of the sequence with the most
+  for (Index s = 0; s < problem.sequenceCount; ++s) {
+    if (space.plans[s].splits > 1) splitBlocks = maximum(splitBlocks, space.plans[s].blocks);
+  }
 
   forEachUnit(execution, space.units, [&](Index worker, Index index) {
     const Index s = sequenceOf(index);
@@ -240,12 +252,13 @@ static void runFull(const FullProblem& problem, const Execution& execution) {
       runBlock<decltype(shape)>(unit, within % plan.splits, space.states, memory, execution);
     });
   });
-  if (splitSequences == 0 || execution.aborted()) return;
-  forEachUnit(execution, problem.sequenceCount * problem.kvHeads, [&](Index, Index index) {
-    const Index s = index / problem.kvHeads;
+  if (splitBlocks == 0 || execution.aborted()) return;
+  const Index perSequence = problem.kvHeads * splitBlocks;
+  forEachUnit(execution, problem.sequenceCount * perSequence, [&](Index, Index index) {
+    const Index s = index / perSequence;
     const SequencePlan& plan = space.plans[s];
-    if (plan.splits == 1) return;
-    const Unit unit{problem, problem.sequences[s], plan, 0, index % problem.kvHeads};
+    const Unit unit{problem, problem.sequences[s], plan, index % splitBlocks, index % perSequence / splitBlocks};
+    if (plan.splits == 1 || unit.block >= plan.blocks) return;
     withPanelShape(plan.rows, [&](auto shape) { mergeBlock<decltype(shape)>(unit, space.states); });
   });
 }

@@ -6,9 +6,12 @@
 #include "cpu/convert.h"
 #include "cpu/full.h"
 #include "cpu/linalg.h"
+#include "cpu/linear.h"
 #include "cpu/linformer.h"
+#include "cpu/lowrank.h"
 #include "cpu/matmul.h"
 #include "cpu/merge.h"
+#include "cpu/nystrom.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -19,9 +22,12 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {convertWorkspaceBytes, runConvert},
           {fullWorkspaceBytes, runFull},
           {linalgWorkspaceBytes, runLinalg},
+          {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
+          {lowRankWorkspaceBytes, runLowRank},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
+          {nystromWorkspaceBytes, runNystrom},
           {readWorkspaceBytes, runRead}};
 }
 

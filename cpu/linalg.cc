@@ -90,6 +90,12 @@ bool eigenSymmetric(const double* a, Index n, double* values, double* vectors) {
   });
 }
 
+bool innerProduct(const double* a, const double* b, Index m, Index n, Index p, double* product) {
+  return withMemory([&] {
+    Rows<double>(product, n, p).noalias() = ConstRows<double>(a, m, n).transpose() * ConstRows<double>(b, m, p);
+  });
+}
+
 bool orthonormalize(float* a, Index m, Index n, float* scratch) {
   return withMemory([&] {
     // Reflections run down columns, which therefore lie dense.
@@ -104,15 +110,24 @@ bool orthonormalize(float* a, Index m, Index n, float* scratch) {
 std::size_t linalgWorkspaceBytes(const LinalgProblem&, Index) { return 0; }
 
 void runLinalg(const LinalgProblem& problem, const Execution& execution) {
-  const Index m = problem.m, n = problem.n, rank = minimum(m, n);
+  const Index m = problem.m, n = problem.n, p = problem.p, rank = minimum(m, n);
   const auto of = [](double* base, Index item, Index size) { return base == nullptr ? nullptr : base + item * size; };
   forEachUnit(execution, problem.batch, [&](Index, Index item) {
     const double* matrix = problem.a + item * m * n;
-    double* values = problem.values + item * rank;
     double* left = of(problem.left, item, m * rank);
     double* right = of(problem.right, item, n * rank);
-    const bool done = problem.decomposition == Decomposition::kSvd ? svd(matrix, m, n, values, left, right)
-                                                                   : eigenSymmetric(matrix, n, values, left);
+    bool done = false;
+    switch (problem.operation) {
+      case LinalgOperation::kSvd:
+        done = svd(matrix, m, n, problem.values + item * rank, left, right);
+        break;
+      case LinalgOperation::kEigen:
+        done = eigenSymmetric(matrix, n, problem.values + item * rank, left);
+        break;
+      case LinalgOperation::kProduct:
+        done = innerProduct(matrix, problem.b + item * m * p, m, n, p, problem.values + item * n * p);
+        break;
+    }
     if (!done) execution.fail(Code::kMemory);
   });
 }

@@ -17,6 +17,7 @@ bool regularizedInverse(const float* a, Index m, Index n, double regularization,
 // As `LinalgProblem` has it, for one matrix.
 bool svd(const double* a, Index m, Index n, double* values, double* left, double* right);
 bool eigenSymmetric(const double* a, Index n, double* values, double* vectors);
+bool innerProduct(const double* a, const double* b, Index m, Index n, Index p, double* product);
 
 // Replaces a (m × n, m ≥ n) by an orthonormal basis of its columns, or of a space that holds them if they are dependent
 // (Householder QR). `scratch` holds m·n floats.

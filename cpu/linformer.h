@@ -25,10 +25,10 @@ constexpr Index kProjectColumns = 256;             // head elements that use a c
 constexpr Index kLeastProjectRows = 48;            // fewer do not pay for staging the keys
 constexpr Index kMergedRows = 64;                  // of K' and V' in a unit of merging
 
-// Keys are summed in ranges of at least kRangeKeys, so that few heads keep many threads busy. Ranges depend on the
+// Keys are summed in ranges of at least kProjectRangeKeys, so that few heads keep many threads busy. Ranges depend on the
 // number of keys alone: neither the batch nor the number of threads can change a bit of the result.
-constexpr Index kRangeKeys = 2048;
-constexpr Index kMaxRanges = 8;
+constexpr Index kProjectRangeKeys = 2048;
+constexpr Index kMaxProjectRanges = 8;
 
 // What one unit projects with one matrix: keys, values, or both.
 struct ProjectionSide {
@@ -88,7 +88,7 @@ LA_INLINE LinformerPlan planLinformer(const LinformerProblem& problem, Index thr
   plan.sides[0].keyColumns = qkv.headDim;
   plan.sides[joint ? 0 : 1].valueColumns = qkv.valueDim;
   if (qkv.keys > 0) {
-    plan.ranges = maximum(1, minimum(kMaxRanges, qkv.keys / kRangeKeys));
+    plan.ranges = maximum(1, minimum(kMaxProjectRanges, qkv.keys / kProjectRangeKeys));
     plan.rangeKeys = roundUp(divideUp(qkv.keys, plan.ranges), kProjectDepth);
     plan.ranges = divideUp(qkv.keys, plan.rangeKeys);
   }

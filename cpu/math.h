@@ -29,6 +29,19 @@ LA_INLINE Vec<D> exp2NonPositive(D d, Vec<D> x) {
   return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), hn::Mul(p, power));
 }
 
+// e^x for x <= 0, and as exact where |x| is large: what rounding took from x·log2(e) is put back, where there is a fused
+// multiply-add to find it.
+template <class D>
+LA_INLINE Vec<D> expNonPositive(D d, Vec<D> x) {
+  const auto log2e = hn::Set(d, kLog2E);
+  const auto exponent = hn::Mul(x, log2e);
+  // The second constant is what log2(e) has beyond float32.
+  const auto lost = hn::MulAdd(x, hn::Set(d, 1.925963033500e-8f), hn::MulSub(x, log2e, exponent));
+  const auto power = exp2NonPositive(d, exponent);
+  const auto exact = hn::MulAdd(hn::Mul(power, lost), hn::Set(d, kLn2), power);
+  return hn::IfThenZeroElse(hn::Lt(exponent, hn::Set(d, -126.0f)), exact);
+}
+
 // tanh(x). Small arguments take the odd Taylor-like series (degree 13, 2e-8 relative for |x| < 0.625), so that a
 // soft cap leaves small scores as exact as they came; the rest 1 − 2 / (e^(2|x|) + 1) with the sign put back.
 template <class D>

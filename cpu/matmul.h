@@ -1,4 +1,4 @@
-// Matrix product on the CPU: C = A·B or A·Bᵀ in cache blocks (Goto & van de Geijn 2008, "Anatomy of high-performance
+// Matrix product on the CPU: C = A·B in cache blocks (Goto & van de Geijn 2008, "Anatomy of high-performance
 // matrix multiplication").
 //
 // For a block of kDepth of the inner dimension, a strip of B is packed into panels [k][W] that lie in L2 and are
@@ -61,13 +61,35 @@ LA_INLINE void packColumns(const MatmulProblem& problem, const void* b, Index k0
   }
 }
 
+// How a block of A lies in the scratch, so that rows are copied as they lie in memory.
+template <bool kTransposed>
+struct BlockOfA {
+  static constexpr Index kRowStride = kTransposed ? 1 : kMatmulDepth;
+  static constexpr Index kDepthStride = kTransposed ? kMatmulRows : 1;
+};
+
+// rowsOfA[i·kRowStride + k·kDepthStride] = A[i0 + i][k0 + k] as float32.
+template <bool kTransposed>
+LA_INLINE void packRows(const MatmulProblem& problem, const void* a, Index i0, Index rows, Index k0, Index depth,
+                        float* rowsOfA) {
+  const Index count = kTransposed ? depth : rows;
+  const Index length = kTransposed ? rows : depth;
+  for (Index r = 0; r < count; ++r) {
+    const Index first = kTransposed ? (k0 + r) * problem.m + i0 : (i0 + r) * problem.k + k0;
+    convertRow(problem.typeA, elementAt(a, problem.typeA, first), DataType::kFloat32,
+               rowsOfA + r * (kTransposed ? kMatmulRows : kMatmulDepth), length);
+  }
+}
+
+template <bool kTransposed>
 static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Index rows, Index j0, Index columns,
                        float* memory) {
+  using Block = BlockOfA<kTransposed>;
   const Full d;
   constexpr Index width = kMatmulWidth;
   float* panels = memory;
   float* rowsOfA = panels + kMatmulDepth * kMatmulColumns;
-  const void* a = elementAt(problem.a, problem.typeA, problem.offsetsA[batch] + i0 * problem.k);
+  const void* a = elementAt(problem.a, problem.typeA, problem.offsetsA[batch]);
   const void* b = elementAt(problem.b, problem.typeB, problem.offsetsB[batch]);
   void* c = elementAt(problem.c, problem.typeC, (batch * problem.m + i0) * problem.n + j0);
   // Sums are kept where they belong if whole panels of float32 go there, else in a tile of the scratch.
@@ -77,15 +99,13 @@ static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Inde
   for (Index k0 = 0; k0 < maximum(problem.k, 1); k0 += kMatmulDepth) {
     const Index depth = minimum(kMatmulDepth, problem.k - k0);
     packColumns(problem, b, k0, depth, j0, columns, panels);
-    for (Index i = 0; i < rows; ++i) {
-      convertRow(problem.typeA, elementAt(a, problem.typeA, i * problem.k + k0), DataType::kFloat32,
-                 rowsOfA + i * kMatmulDepth, depth);
-    }
+    packRows<kTransposed>(problem, a, i0, rows, k0, depth, rowsOfA);
     for (Index p = 0; p < columns; p += width) {
       forRowGroups<kMaxRows<2>>(rows, [&](Index first, auto size) {
         float* out = sums + first * stride + p;
         outerProduct<decltype(size)::value, 2>(
-            d, rowsOfA + first * kMatmulDepth, kMatmulDepth, 1, panels + p * kMatmulDepth, width, depth,
+            d, rowsOfA + first * Block::kRowStride, Block::kRowStride, Block::kDepthStride, panels + p * kMatmulDepth,
+            width, depth,
             [&](int r, int v) { return k0 == 0 ? hn::Zero(d) : hn::LoadU(d, out + r * stride + v * kLanes<Full>); },
             [&](int r, int v, Vec<Full> sum) { hn::StoreU(sum, d, out + r * stride + v * kLanes<Full>); });
       });
@@ -105,9 +125,9 @@ static void runMatmul(const MatmulProblem& problem, const Execution& execution) 
   forEachUnit(execution, problem.batch * perItem, [&](Index worker, Index unit) {
     const Index i0 = unit % perItem / columnUnits * kMatmulRows;
     const Index j0 = unit % columnUnits * kMatmulColumns;
-    matmulUnit(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0,
-               minimum(kMatmulColumns, problem.n - j0),
-               reinterpret_cast<float*>(execution.workspace) + worker * matmulWorkerFloats());
+    const auto run = problem.transposeA ? matmulUnit<true> : matmulUnit<false>;
+    run(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0, minimum(kMatmulColumns, problem.n - j0),
+        reinterpret_cast<float*>(execution.workspace) + worker * matmulWorkerFloats());
   });
 }
 

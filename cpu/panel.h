@@ -74,8 +74,11 @@ class PanelRows {
   Index left_;
 };
 
+// What brings a number in the units of the problem's scores to log2, which kernels compute in.
+LA_INLINE float log2Unit(const FullProblem& problem) { return problem.base2 ? 1.0f : kLog2E; }
+
 LA_INLINE float scaleOfQuery(const FullProblem& problem) {
-  return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * kLog2E;
+  return problem.softcap > 0 ? problem.scale / problem.softcap : problem.scale * log2Unit(problem);
 }
 
 // Rows are brought to and from lanes so many at a time, in chunks of kRowChunk elements.
@@ -126,7 +129,7 @@ LA_INLINE void initState(const FullProblem& problem, const Panel& panel, bool wi
   for (Index lane = 0; lane < width; ++lane) {
     const Index head = places.next().head;
     const bool sink = withSink && problem.sinks != nullptr && lane < panel.rows;
-    const float logit = sink ? problem.sinks[head] * kLog2E : -kInfinity;
+    const float logit = sink ? problem.sinks[head] * log2Unit(problem) : -kInfinity;
     panel.rowMax[lane] = logit;
     panel.rowSum[lane] = logit == -kInfinity ? 0.0f : 1.0f;
   }
@@ -174,7 +177,8 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
       const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
       target[r] = elementAt(sequence.output.data, problem.outputType, first);
       if (sequence.lse != nullptr) {
-        sequence.lse[head * sequence.queryRows + query] = kLn2 * (panel.rowMax[lane + r] + ::log2f(sum));
+        const float lse = panel.rowMax[lane + r] + ::log2f(sum);
+        sequence.lse[head * sequence.queryRows + query] = problem.base2 ? lse : kLn2 * lse;
       }
     }
     for (Index c = 0; c < problem.valueDim; c += kRowChunk) {

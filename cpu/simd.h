@@ -155,6 +155,41 @@ LA_INLINE const float* asFloat32(DataType type, const void* source, Index count,
   return scratch;
 }
 
+// Whether all elements are finite: 0·x is 0 for a finite x, else NaN.
+LA_INLINE bool finiteRow(const float* data, Index count) {
+  const Full d;
+  constexpr Index n = kLanes<Full>;
+  const auto zero = hn::Zero(d);
+  auto sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+  Index i = 0;
+  for (; i + 4 * n <= count; i += 4 * n) {
+    sum0 = hn::MulAdd(hn::LoadU(d, data + i), zero, sum0);
+    sum1 = hn::MulAdd(hn::LoadU(d, data + i + n), zero, sum1);
+    sum2 = hn::MulAdd(hn::LoadU(d, data + i + 2 * n), zero, sum2);
+    sum3 = hn::MulAdd(hn::LoadU(d, data + i + 3 * n), zero, sum3);
+  }
+  float tail = 0;
+  for (; i < count; ++i) tail += 0.0f * data[i];
+  const auto sum = hn::Add(hn::Add(sum0, sum1), hn::Add(sum2, sum3));
+  return tail == 0 && hn::AllTrue(d, hn::Eq(sum, zero));
+}
+
+// Σ a[i]·b[i].
+template <class T>
+LA_INLINE T dotRow(const T* a, const T* b, Index count) {
+  const hn::ScalableTag<T> d;
+  constexpr Index n = kLanes<hn::ScalableTag<T>>;
+  auto sum0 = hn::Zero(d), sum1 = hn::Zero(d);
+  Index i = 0;
+  for (; i + 2 * n <= count; i += 2 * n) {
+    sum0 = hn::MulAdd(hn::LoadU(d, a + i), hn::LoadU(d, b + i), sum0);
+    sum1 = hn::MulAdd(hn::LoadU(d, a + i + n), hn::LoadU(d, b + i + n), sum1);
+  }
+  T tail = 0;
+  for (; i < count; ++i) tail += a[i] * b[i];
+  return tail + hn::GetLane(hn::SumOfLanes(d, hn::Add(sum0, sum1)));
+}
+
 // Asks for memory that will be read soon: to be brought to L1 (kLocality 3) or L2 (2).
 template <int kLocality>
 LA_INLINE void prefetch(const void* memory, Index bytes) {

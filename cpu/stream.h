@@ -248,6 +248,7 @@ LA_INLINE void streamTiles(const FullProblem& problem, const FullSequence& seque
   constexpr Index kTile = kStreamTile<kRows>;
   forTiles(keys, kTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
+    if (hiddenFromAll(problem, sequence, tile)) return true;
     // Where no whole tile follows, this one again, which is there already.
     const KeyRange next = tile.end + kTile <= keys.end ? KeyRange{tile.end, tile.end + kTile} : tile;
     const auto key =

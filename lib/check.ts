@@ -2,7 +2,7 @@ import { types } from 'node:util';
 
 import { expected, Text, tagOf, typedArrayKind } from './errors';
 import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
-import type { DataType, Tensor, TensorData } from './tensor';
+import type { DataType, Tensor, TensorData, TensorOf } from './tensor';
 
 const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
 
@@ -37,13 +37,13 @@ export function checkType(name: string, type: unknown): DataType {
 /**
  * A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given.
  *
- * @param unsupported options of other methods that this one refuses, and what is expected instead: the reason
+ * @param refused options of other methods that this one cannot have: what it has instead, and why
  */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
-  unsupported: ReadonlyMap<string, string> = new Map(),
+  refused: Readonly<Record<string, string>> = {},
 ): Partial<T> {
   if (options === undefined) return {};
   // A Map or a Promise has no options in it, which is hardly what was meant.
@@ -51,29 +51,30 @@ export function checkOptions<T extends object>(
   if (!plain || attempt(name, () => tagOf(options)) !== 'Object')
     throw expected('ERR_ARGUMENT', name, 'an object', options);
   const copy: Record<string, unknown> = {};
+  const take = (key: string, value: unknown): void => {
+    if (value === undefined) return;
+    if (Object.hasOwn(refused, key)) throw expected('ERR_UNSUPPORTED', key, refused[key] as string, value);
+    copy[key] = value;
+  };
   let reading = name;
   try {
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
-      if (!known.has(key) && !unsupported.has(key))
+      if (!known.has(key) && !Object.hasOwn(refused, key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
-      if (value !== undefined) copy[key] = value;
+      take(key, value);
     }
     // Accessors of a class do not count in the loop above.
     const prototype = Object.getPrototypeOf(options);
     if (prototype !== null && prototype !== Object.prototype) {
-      for (const key of [...known, ...unsupported.keys()]) {
+      for (const key of [...known, ...Object.keys(refused)]) {
         reading = key;
-        const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
-        if (value !== undefined) copy[key] = value;
+        if (!Object.hasOwn(copy, key)) take(key, options[key as keyof T]);
       }
     }
   } catch (error) {
     throw unreadable(reading, error);
-  }
-  for (const [key, reason] of unsupported) {
-    if (Object.hasOwn(copy, key)) throw expected('ERR_UNSUPPORTED', key, reason, copy[key]);
   }
   return copy as Partial<T>;
 }
@@ -159,6 +160,13 @@ export function checkTensor(name: string, value: unknown, rank?: number): Operan
   return { data: asBits(tensor.data), dims: tensor.dims, type: tensor.type };
 }
 
+/** Checks a tensor of type `'float32'`, the only one that numbers beside queries, keys and values may have. */
+export function checkFloat32(name: string, value: unknown): TensorOf<'float32'> {
+  const tensor = checkAnyTensor(name, value);
+  if (tensor.type !== 'float32') throw expected('ERR_TYPE', name, "type 'float32'", tensor.type);
+  return tensor as TensorOf<'float32'>;
+}
+
 /** The same memory as native code takes it. */
 export function asBits(data: TensorData): Float32Array | Uint16Array {
   if (!isFloat16Array(data)) return data as Float32Array | Uint16Array;
@@ -230,6 +238,19 @@ export function checkNumbers(
   const numbers = isArray(list) || isTyped(list) ? readList(name, list, fits, make) : undefined;
   if (numbers === undefined) throw expected('ERR_SHAPE', name, what, list);
   return numbers;
+}
+
+/** An optional mask of exactly these dims; null if it is not given. */
+export function checkBoolTensor(name: string, value: unknown, dims: readonly number[]): Uint8Array | null {
+  if (value === undefined) return null;
+  const given = readTensor(name, value);
+  if (given.type !== 'bool') throw expected('ERR_TYPE', name, "type 'bool'", given.type);
+  if (!types.isUint8Array(given.data)) throw expected('ERR_TYPE', name, "a Uint8Array for type 'bool'", given.data);
+  const found = checkDims(name, given.dims);
+  if (found.length !== dims.length || found.some((extent, axis) => extent !== dims[axis]))
+    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, found);
+  checkExtent(name, given.data, dims);
+  return given.data;
 }
 
 /** One length a sequence, each in [0, longest]. */

@@ -1,3 +1,21 @@
+export { principalAngles, principalAnglesSync } from './analysis/angles';
+export { linearCka, linearCkaSync } from './analysis/cka';
+export {
+  type ApproximationError,
+  type AttentionRowKl,
+  approximationError,
+  attentionRowKl,
+} from './analysis/error';
+export {
+  type HeadDiversity,
+  headDiversity,
+  headSimilarity,
+  headSimilaritySync,
+} from './analysis/heads';
+export type { AnalysisOptions } from './analysis/matrix';
+export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
+export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
+export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
 export {
   type AttendItem,
   type AttendOptions,
@@ -9,9 +27,34 @@ export {
 export type { CallOptions, Device } from './call';
 export { cast, randomNormal } from './convert';
 export { AttentionError, type AttentionErrorCode } from './errors';
+export { type FavorMatrixOptions, favorMatrix } from './favor';
+export {
+  type CosformerOptions,
+  cosformer,
+  elu,
+  type FavorOptions,
+  type FeatureMap,
+  type FeatureWeights,
+  favor,
+  type HedgehogOptions,
+  hedgehog,
+  identity,
+  type ReluOptions,
+  relu,
+  taylor,
+} from './features';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export { type LinearAttentionOptions, linearAttention, linearAttentionSync } from './linear';
+export type { LinearMethod, UpdateRule } from './linear-call';
+export {
+  type LinearAppendOptions,
+  type LinearAttendOptions,
+  LinearState,
+  type LinearStateOptions,
+  type UpdateInputs,
+} from './linear-state';
 export {
   type LinformerOptions,
   type LinformerProjections,
@@ -24,11 +67,22 @@ export {
   LinformerState,
   type LinformerStateOptions,
 } from './linformer-state';
+export {
+  type AttentionFactors,
+  attentionFactors,
+  attentionFactorsSync,
+  type FactorOptions,
+  type LowRankFactors,
+  lowRankAttention,
+  lowRankAttentionSync,
+  type SketchOptions,
+} from './lowrank';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
-export type { KeyMask } from './qkv';
+export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export {
+  type BoolTensor,
   type DataType,
   type Float16ArrayLike,
   type MaskTensor,

@@ -2,8 +2,8 @@ import type { Call, CallOptions } from './call';
 import { expected } from './errors';
 import { addon } from './native';
 
-/** Numbers that stand for decompositions in core/linalg.h. */
-const decompositions = { svd: 0, eigen: 1 } as const;
+/** Numbers that stand for operations in core/linalg.h. */
+const operations = { svd: 0, eigen: 1, product: 2 } as const;
 
 /** Row-major float64 matrices of the same extents, one after the other. */
 export interface Matrices {
@@ -36,33 +36,41 @@ export function svdOf(of: Matrices, bases: boolean, options: CallOptions = {}): 
   const values = float64('values', of.batch * rank);
   const left = bases ? float64('left', of.batch * of.rows * rank) : null;
   const right = bases ? float64('right', of.batch * of.columns * rank) : null;
-  return call(decompositions.svd, of, [values, left, right], options, { values, left, right });
+  return call(operations.svd, of, [values, left, right, null], options, { values, left, right });
 }
 
 /** Eigenvalues, and vectors if asked for, of every matrix, which are square; the lower triangles are read. */
 export function eigenOf(of: Matrices, vectors: boolean, options: CallOptions = {}): Call<Eigen> {
   const values = float64('values', of.batch * of.rows);
   const basis = vectors ? float64('vectors', of.batch * of.rows * of.rows) : null;
-  return call(decompositions.eigen, of, [values, basis, null], options, { values, vectors: basis });
+  return call(operations.eigen, of, [values, basis, null, null], options, { values, vectors: basis });
+}
+
+/** aᵀ·b `[batch, a.columns, b.columns]` of matrices with as many rows. */
+export function productOf(a: Matrices, b: Matrices, options: CallOptions = {}): Call<Float64Array> {
+  const product = float64('product', a.batch * a.columns * b.columns);
+  return call(operations.product, a, [product, null, null, b.data], options, product, b.columns);
 }
 
 function call<Result>(
-  decomposition: number,
+  operation: number,
   { data, batch, rows, columns }: Matrices,
   outputs: readonly (Float64Array | null)[],
   options: CallOptions,
   result: Result,
+  factorColumns = 0,
 ): Call<Result> {
   return {
     op: addon.linalg,
     operands: [data, ...outputs],
-    numbers: Float64Array.of(decomposition, batch, rows, columns),
+    numbers: Float64Array.of(operation, batch, rows, columns, factorColumns),
     options,
     result,
   };
 }
 
-function float64(name: string, length: number): Float64Array {
+/** Zeros, or the error that there is no memory for them. */
+export function float64(name: string, length: number): Float64Array {
   try {
     return new Float64Array(length);
   } catch (cause) {

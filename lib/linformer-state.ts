@@ -1,5 +1,5 @@
 import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkInteger, checkOptions, checkTensor, type Operand } from './check';
+import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
 import {
@@ -7,12 +7,12 @@ import {
   checkProjections,
   type LinformerProjections,
   linformerArguments,
-  linformerUnsupported,
+  linformerRefused,
 } from './linformer';
 import { addon, type NativeOp } from './native';
-import { checkKeyMask, type KeyMask, outputOf, type Qkv } from './qkv';
+import { outputOf, type Qkv } from './qkv';
 import { view } from './read';
-import type { Tensor } from './tensor';
+import type { BoolTensor, Tensor } from './tensor';
 
 /** What a {@link LinformerState} sums. */
 export interface LinformerStateOptions extends LinformerProjections {
@@ -29,7 +29,7 @@ export interface LinformerStateOptions extends LinformerProjections {
 /** Options of {@link LinformerState.append}. */
 export interface LinformerAppendOptions extends Pick<CallOptions, 'device' | 'isa' | 'threads'> {
   /** `'bool'` `[batch, n]`: a masked key and its value count as zeros, whatever they hold; their position passes. Default all are there. */
-  readonly keyMask?: KeyMask;
+  readonly keyMask?: BoolTensor;
   /** Axis order of the tensors of this call. Default `'bhld'`. */
   readonly layout?: Layout;
 }
@@ -237,7 +237,7 @@ export class LinformerState {
     v: Tensor,
     given: LinformerAppendOptions | undefined,
   ): Call<{ readonly count: number; readonly memory: Memory }> {
-    const options = checkOptions<LinformerAppendOptions>('options', given, appendOptionNames, linformerUnsupported);
+    const options = checkOptions<LinformerAppendOptions>('options', given, appendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
     const key = checkTensor('k', k, 4);
     const keys = key.dims[rowsBeforeHeads ? 1 : 2] as number;
@@ -252,7 +252,7 @@ export class LinformerState {
         throw expected('ERR_SHAPE', name, `dims [${wanted.join(', ')}]`, dims);
     }
     if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
-    const keyMask = checkKeyMask(options.keyMask, this.batch, keys);
+    const keyMask = checkBoolTensor('keyMask', options.keyMask, [this.batch, keys]);
 
     // Looked at only now: the caller's getters have run since, and may have changed the state.
     const memory = memoryOf(this);
@@ -271,7 +271,7 @@ export class LinformerState {
   }
 
   #prepareAttend(q: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
-    const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerUnsupported);
+    const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
     const query = checkTensor('q', q, 4);
     const { dims } = query;

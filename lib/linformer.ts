@@ -1,11 +1,11 @@
 import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkOptions, checkTensor, type Operand } from './check';
+import { checkBoolTensor, checkOptions, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { checkScale, type Layout } from './full-options';
 import { addon, typeNumbers } from './native';
-import { checkKeyMask, checkQkv, type KeyMask, outputOf, type Qkv, qkvNumbers, qkvOperands } from './qkv';
+import { checkQkv, outputOf, type Qkv, qkvNumbers, qkvOperands } from './qkv';
 import { view } from './read';
-import type { Tensor } from './tensor';
+import type { BoolTensor, Tensor } from './tensor';
 
 /** The learned matrices that project keys and values along the sequence. */
 export interface LinformerProjections {
@@ -24,7 +24,7 @@ export interface LinformerOptions extends CallOptions, LinformerProjections {
    * Keys that are there: `'bool'` `[batch, keys]`. A masked key and its value count as rows of zeros before they are
    * projected, whatever they hold, NaN included. Default all.
    */
-  readonly keyMask?: KeyMask;
+  readonly keyMask?: BoolTensor;
   /** Multiplies q·k′ before the softmax. Any finite number. Default 1/√headDim. */
   readonly scale?: number;
   /** Axis order of the tensors of this call. Default `'bhld'`. */
@@ -44,16 +44,16 @@ const mixed = 'nothing, as a projected key mixes all positions,';
 const absent = 'nothing, as Linformer is not defined with it,';
 
 /** Options of exact attention that this method refuses, and why. */
-export const linformerUnsupported: ReadonlyMap<string, string> = new Map([
-  ['causal', mixed],
-  ['queryOffset', mixed],
-  ['window', mixed],
-  ['mask', mixed],
-  ['keyLengths', 'nothing, as `keyMask` says which keys there are,'],
-  ['queryLengths', absent],
-  ['softcap', absent],
-  ['sinks', absent],
-]);
+export const linformerRefused: Readonly<Record<string, string>> = {
+  causal: mixed,
+  queryOffset: mixed,
+  window: mixed,
+  mask: mixed,
+  keyLengths: 'nothing, as `keyMask` says which keys there are,',
+  queryLengths: absent,
+  softcap: absent,
+  sinks: absent,
+};
 
 /**
  * Linformer attention, softmax(scale·Q(E K)ᵀ)·(F V) (Wang et al. 2020, arXiv 2006.04768, equation 7), on a worker
@@ -88,13 +88,13 @@ export function linformerAttentionSync(q: Tensor, k: Tensor, v: Tensor, options:
 }
 
 function prepare(q: Tensor, k: Tensor, v: Tensor, given: LinformerOptions): Call<Tensor> {
-  const options = checkOptions<LinformerOptions>('options', given, optionNames, linformerUnsupported);
+  const options = checkOptions<LinformerOptions>('options', given, optionNames, linformerRefused);
   const qkv = checkQkv(q, k, v, checkLayout(options.layout));
   const projections = checkProjections(options, qkv.kvHeads);
   const { maxLength } = projections;
   if (qkv.keys > maxLength)
     throw expected('ERR_SHAPE', 'k', `at most ${maxLength} rows, the columns of \`keyProjection\``, qkv.key.dims);
-  const keyMask = checkKeyMask(options.keyMask, qkv.batch, qkv.keys);
+  const keyMask = checkBoolTensor('keyMask', options.keyMask, [qkv.batch, qkv.keys]);
   const scale = checkScale(options.scale, qkv.headDim);
   const { key, value } = projections;
   const output = outputOf(qkv, options.out, [key.data, value?.data ?? null, keyMask]);

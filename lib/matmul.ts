@@ -1,22 +1,24 @@
 import { type Call, type CallOptions, callOptionNames, checkFlag, nothing, runAsync, runSync } from './call';
 import { checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
-import { addon, typeNumbers } from './native';
+import { addon, type NativeOp, type Outcome, typeNumbers } from './native';
 import { view } from './read';
 import { allocate, type Tensor } from './tensor';
 
 /** Options of {@link matmul}. */
 export interface MatmulOptions extends CallOptions {
+  /** Read `a` as `[…, k, m]` and multiply by its transpose. Default false. */
+  readonly transposeA?: boolean;
   /** Read `b` as `[…, n, k]` and multiply by its transpose. Default false. */
   readonly transposeB?: boolean;
 }
 
-const optionNames: ReadonlySet<string> = new Set([...callOptionNames, 'transposeB']);
+const optionNames: ReadonlySet<string> = new Set([...callOptionNames, 'transposeA', 'transposeB']);
 
 /**
  * Matrix product of the last two axes, on a worker thread. Leading axes broadcast against each other as in numpy.
  *
- * @param a `[…, m, k]`, rank 2 or more
+ * @param a `[…, m, k]`, or `[…, k, m]` with `transposeA`, rank 2 or more
  * @param b `[…, k, n]`, or `[…, n, k]` with `transposeB`; its type may differ from a's
  * @returns `[…, m, n]` of a's type; sums are accumulated in float32
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
@@ -34,8 +36,10 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
   const a = checkTensor('a', givenA);
   const b = checkTensor('b', givenB);
   const options: MatmulOptions = checkOptions('options', given, optionNames);
+  const transposeA = checkFlag('transposeA', options.transposeA);
   const transposeB = checkFlag('transposeB', options.transposeB);
-  const [m, k] = a.dims.slice(-2) as [number, number];
+  const [rowsA, columnsA] = a.dims.slice(-2) as [number, number];
+  const [m, k] = transposeA ? [columnsA, rowsA] : [rowsA, columnsA];
   const [rowsB, columnsB] = b.dims.slice(-2) as [number, number];
   const n = transposeB ? rowsB : columnsB;
   if ((transposeB ? columnsB : rowsB) !== k) {
@@ -48,10 +52,41 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
     options.out === undefined
       ? (allocate('out', dims, a.type) as Operand)
       : checkOut(options.out, dims, [a.data, b.data]);
-  const empty = view.length(output.data) === 0;
+  const starts = view.length(output.data) === 0 ? new Float64Array() : offsets(batchDims, a, b);
+  const call = productCall({ a, b, output, starts, batch, m, n, k, transposeA, transposeB }, options);
+  return { ...call, result: options.out ?? (output as Tensor) };
+}
+
+/** A batch of products `[m, k]` by `[k, n]` whose extents fit the memory. */
+export interface Product {
+  readonly a: Operand;
+  readonly b: Operand;
+  readonly output: Operand;
+  /** First elements of the matrices of each batch item, as pairs (a, b). */
+  readonly starts: Float64Array;
+  readonly batch: number;
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  readonly transposeA: boolean;
+  readonly transposeB: boolean;
+  /** What errors call a and b. Default so. */
+  readonly names?: { readonly a: string; readonly b: string };
+}
+
+/** The native call of such products. */
+export function productCall(product: Product, options: CallOptions): Call<Operand> {
+  const { names = { a: 'a', b: 'b' } } = product;
+  const named = (outcome: Outcome): Outcome =>
+    outcome?.replace(/(?<=^\w+:)[ab](?=:)/, (name) => names[name as 'a' | 'b']);
+  const op: NativeOp = (...call) => {
+    const outcome = addon.matmul(...call);
+    return typeof outcome === 'object' ? outcome.then(named) : named(outcome);
+  };
+  const { a, b, output, starts, batch, m, n, k, transposeA, transposeB } = product;
   return {
-    op: empty ? nothing : addon.matmul,
-    operands: [a.data, b.data, output.data, empty ? null : offsets(batchDims, a, b)],
+    op: view.length(output.data) === 0 ? nothing : op,
+    operands: [a.data, b.data, output.data, starts],
     numbers: Float64Array.of(
       typeNumbers[a.type],
       typeNumbers[b.type],
@@ -60,10 +95,11 @@ function prepare(givenA: Tensor, givenB: Tensor, given: MatmulOptions | undefine
       m,
       n,
       k,
+      transposeA ? 1 : 0,
       transposeB ? 1 : 0,
     ),
     options,
-    result: options.out ?? (output as Tensor),
+    result: output,
   };
 }
 

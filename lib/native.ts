@@ -41,9 +41,12 @@ export interface Addon {
   readonly convert: NativeOp;
   readonly read: NativeOp;
   readonly linalg: NativeOp;
+  readonly lowrank: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
+  readonly linear: NativeOp;
   readonly merge: NativeOp;
+  readonly nystrom: NativeOp;
   readonly cached: NativeOp;
   readonly linformer: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;

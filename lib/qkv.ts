@@ -1,15 +1,12 @@
-import { types } from 'node:util';
-
-import { checkDims, checkExtent, checkOut, checkTensor, type Operand, readTensor } from './check';
+import { checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { typeNumbers } from './native';
-import { allocate, type MaskTensor, type Tensor } from './tensor';
+import { allocate, type Tensor } from './tensor';
 
-/** Queries, keys and values of one call that fit each other, and their extents. */
-export interface Qkv {
+/** Queries and keys of one call that fit each other, and their extents. */
+export interface Qk {
   readonly query: Operand;
   readonly key: Operand;
-  readonly value: Operand;
   readonly batch: number;
   /** A multiple of `kvHeads`. */
   readonly heads: number;
@@ -17,19 +14,25 @@ export interface Qkv {
   readonly queries: number;
   readonly keys: number;
   readonly headDim: number;
-  readonly valueDim: number;
   readonly rowsBeforeHeads: boolean;
 }
 
+/** Queries, keys and values. */
+export interface Qkv extends Qk {
+  readonly value: Operand;
+  readonly valueDim: number;
+}
+
+const axes = (rowsBeforeHeads: boolean): readonly [head: number, row: number] => (rowsBeforeHeads ? [2, 1] : [1, 2]);
+
 /**
  * Checks `[batch, heads, length, dim]` tensors, or `[batch, length, heads, dim]` with `rowsBeforeHeads`, against each
- * other. Queries may be of another type than keys and values, which share one.
+ * other. Queries may be of another type than keys.
  */
-export function checkQkv(q: Tensor, k: Tensor, v: Tensor, rowsBeforeHeads: boolean): Qkv {
+export function checkQk(q: Tensor, k: Tensor, rowsBeforeHeads: boolean): Qk {
   const query = checkTensor('q', q, 4);
   const key = checkTensor('k', k, 4);
-  const value = checkTensor('v', v, 4);
-  const [headAxis, rowAxis] = rowsBeforeHeads ? [2, 1] : [1, 2];
+  const [headAxis, rowAxis] = axes(rowsBeforeHeads);
   const extent = (operand: Operand, axis: number): number => operand.dims[axis] as number;
 
   const batch = extent(query, 0);
@@ -38,35 +41,28 @@ export function checkQkv(q: Tensor, k: Tensor, v: Tensor, rowsBeforeHeads: boole
   const headDim = extent(query, 3);
   const kvHeads = extent(key, headAxis);
   const keys = extent(key, rowAxis);
-  const valueDim = extent(value, 3);
   if (heads === 0 || headDim === 0) throw expected('ERR_SHAPE', 'q', 'at least one head of size >= 1', query.dims);
-  if (valueDim === 0) throw expected('ERR_SHAPE', 'v', 'a head size >= 1', value.dims);
   if (extent(key, 0) !== batch) throw expected('ERR_SHAPE', 'k', `batch ${batch} as in \`q\``, key.dims);
   if (extent(key, 3) !== headDim) throw expected('ERR_SHAPE', 'k', `head size ${headDim} as in \`q\``, key.dims);
   if (kvHeads === 0 || heads % kvHeads !== 0) {
     throw expected('ERR_SHAPE', 'k', `a number of heads that divides the ${heads} of \`q\``, key.dims);
   }
-  if (extent(value, 0) !== batch || extent(value, headAxis) !== kvHeads || extent(value, rowAxis) !== keys) {
+  return { query, key, batch, heads, kvHeads, queries, keys, headDim, rowsBeforeHeads };
+}
+
+/** {@link checkQk}, and values of the keys' type, heads and rows. */
+export function checkQkv(q: Tensor, k: Tensor, v: Tensor, rowsBeforeHeads: boolean): Qkv {
+  const qk = checkQk(q, k, rowsBeforeHeads);
+  const { key, batch, kvHeads, keys } = qk;
+  const value = checkTensor('v', v, 4);
+  const [headAxis, rowAxis] = axes(rowsBeforeHeads);
+  const valueDim = value.dims[3] as number;
+  if (valueDim === 0) throw expected('ERR_SHAPE', 'v', 'a head size >= 1', value.dims);
+  if (value.dims[0] !== batch || value.dims[headAxis] !== kvHeads || value.dims[rowAxis] !== keys) {
     throw expected('ERR_SHAPE', 'v', `batch ${batch}, ${kvHeads} heads and ${keys} rows as in \`k\``, value.dims);
   }
   if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
-  return { query, key, value, batch, heads, kvHeads, queries, keys, headDim, valueDim, rowsBeforeHeads };
-}
-
-/** Which keys there are: `[batch, keys]`, 1 = is, 0 = is padding. */
-export type KeyMask = Extract<MaskTensor, { readonly type: 'bool' }>;
-
-/** Checks the option `keyMask`. */
-export function checkKeyMask(mask: unknown, batch: number, keys: number): Uint8Array | null {
-  if (mask === undefined) return null;
-  const { data, dims: given, type } = readTensor('keyMask', mask);
-  if (type !== 'bool') throw expected('ERR_TYPE', 'keyMask', "type 'bool'", type);
-  if (!types.isUint8Array(data)) throw expected('ERR_TYPE', 'keyMask', "a Uint8Array for type 'bool'", data);
-  const dims = checkDims('keyMask', given);
-  if (dims.length !== 2 || dims[0] !== batch || dims[1] !== keys)
-    throw expected('ERR_SHAPE', 'keyMask', `dims [${batch}, ${keys}]`, dims);
-  checkExtent('keyMask', data, dims);
-  return data;
+  return { ...qk, value, valueDim };
 }
 
 /** Dims of the call's output, in its layout. */

@@ -41,6 +41,9 @@ export type MaskTensor =
   | { readonly data: Uint8Array; readonly dims: readonly number[]; readonly type: 'bool' }
   | { readonly data: Float32Array; readonly dims: readonly number[]; readonly type: 'float32' };
 
+/** A mask of `'bool'` in a `Uint8Array`: 1 = valid, 0 = hidden. */
+export type BoolTensor = Extract<MaskTensor, { readonly type: 'bool' }>;
+
 /** Kinds of arrays a tensor may lie in, and the element types they stand for. */
 const inferredTypes: ReadonlyMap<string | undefined, DataType | 'uint16'> = new Map([
   ['Float32Array', 'float32'],

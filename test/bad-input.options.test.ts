@@ -195,31 +195,84 @@ function wrongMasks(batch: number, queries: number): Row[] {
   ];
 }
 
-/** Key masks wrong for [batch, keys]. */
-function wrongKeyMasks(batch: number, keys: number): Row[] {
-  const bits = (dims: readonly number[], data: unknown = new Uint8Array(dims.reduce((a, b) => a * b, 1))) => ({
-    data,
-    dims,
-    type: 'bool',
-  });
-  const right = [batch, keys];
-  const count = batch * keys;
+/** What is no mask of `'bool'` with these dims. */
+function wrongBools(...right: number[]): Row[] {
+  const size = right.reduce((a, b) => a * b, 1);
+  const bits = (dims: readonly number[], data: unknown = new Uint8Array(size)) => ({ data, dims, type: 'bool' });
   return [
-    ...primitives.flatMap(([value, received]): Row[] => (value === undefined ? [] : [[value, 'ERR_TYPE', received]])),
-    [{}, 'ERR_TYPE', 'an object'],
-    [new Uint8Array(count), 'ERR_TYPE', `Uint8Array(${count})`],
-    [Object.defineProperty(bits(right), 'dims', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
-    ...['float32', 'Bool', undefined, 1].map((type): Row => [{ ...bits(right), type }, 'ERR_TYPE']),
-    ...[[], [count], [keys, batch], [batch, keys + 1], [batch + 1, keys], [batch, 1, keys], [batch, 0]].map(
+    ...primitives
+      .filter(([value]) => value !== undefined)
+      .map(([value, received]): Row => [value, 'ERR_TYPE', received]),
+    [new Uint8Array(size), 'ERR_TYPE', `Uint8Array(${size})`],
+    ...['float32', 'bfloat16', 'Bool', undefined, null].map((type): Row => [{ ...bits(right), type }, 'ERR_TYPE']),
+    [bits(right, new Float32Array(size)), 'ERR_TYPE', `Float32Array(${size})`],
+    [bits(right, new Int8Array(size)), 'ERR_TYPE', `Int8Array(${size})`],
+    [
+      bits(
+        right,
+        Array.from({ length: size }, () => 1),
+      ),
+      'ERR_TYPE',
+    ],
+    [bits(right, new Uint8Array(size - 1)), 'ERR_SHAPE', `${size - 1}`],
+    [bits(right, new Uint8Array(size + 1)), 'ERR_SHAPE', `${size + 1}`],
+    [bits(right, new Uint8Array(new SharedArrayBuffer(size))), 'ERR_TYPE', 'a SharedArrayBuffer'],
+    ...[[], [size], right.toReversed(), [1, ...right], [(right[0] as number) + 1, right[1] as number]].map(
       (dims): Row => [bits(dims), 'ERR_SHAPE', `[${dims.join(', ')}]`],
     ),
-    [bits(right, new Float32Array(count)), 'ERR_TYPE', `Float32Array(${count})`],
-    [bits(right, Array(count).fill(true)), 'ERR_TYPE'],
-    [bits(right, new Uint8Array(count - 1)), 'ERR_SHAPE', `${count - 1}`],
-    [bits(right, new Uint8Array(count + 1)), 'ERR_SHAPE', `${count + 1}`],
-    [bits(right, new Uint8Array(new SharedArrayBuffer(count))), 'ERR_TYPE', 'a SharedArrayBuffer'],
+    [Object.defineProperty({}, 'data', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
   ];
 }
+
+/** Nyström attention of 3 queries over 5 keys, 4 heads. */
+const nystrom: Readonly<Record<string, readonly Row[]>> = {
+  layout,
+  scale: notFinite,
+  landmarks: [...notWhole, ...numbers(0, -1, 4, 2 ** 40)],
+  landmarkIndices: [
+    ...other('object').filter(([value]) => value !== null),
+    [null, 'ERR_ARGUMENT', 'null'],
+    // A list for both, which are not as many.
+    [[0, 1], 'ERR_ARGUMENT', '[0, 1]'],
+    [Int32Array.of(0), 'ERR_ARGUMENT', 'Int32Array(1)'],
+    [{}, 'ERR_ARGUMENT', 'an object'],
+    [{ query: [0] }, 'ERR_ARGUMENT', 'an object'],
+    [{ query: [0, 1], key: [4] }, 'ERR_SHAPE', '[4]', 'landmarkIndices.key'],
+    [{ query: [], key: [] }, 'ERR_SHAPE', '[]', 'landmarkIndices.query'],
+    [{ query: [0, 1, 2, 3], key: [0, 1, 2, 3] }, 'ERR_SHAPE', '[0, 1, 2, 3]', 'landmarkIndices.query'],
+    [{ query: 1, key: [1] }, 'ERR_SHAPE', '1', 'landmarkIndices.query'],
+    [{ query: [1], key: Float64Array.of(1) }, 'ERR_SHAPE', 'Float64Array(1)', 'landmarkIndices.key'],
+    [{ query: [0, 3], key: [0, 1] }, 'ERR_ARGUMENT', '3', 'landmarkIndices.query[1]'],
+    [{ query: [0, 1], key: [5, 1] }, 'ERR_ARGUMENT', '5', 'landmarkIndices.key[0]'],
+    [{ query: [0, 1], key: [4, 4] }, 'ERR_ARGUMENT', '4', 'landmarkIndices.key[1]'],
+    [{ query: [-1], key: [1] }, 'ERR_ARGUMENT', '-1', 'landmarkIndices.query[0]'],
+    [{ query: [0.5], key: [1] }, 'ERR_ARGUMENT', '0.5', 'landmarkIndices.query[0]'],
+    [Object.defineProperty({}, 'query', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
+  ],
+  pinv: [...other(), ...objects, ...['', 'SVD', 'exact'].map((name): Row => [name, 'ERR_ARGUMENT', `"${name}"`])],
+  iterations: [...notWhole, ...numbers(0, -1, 101)],
+  // Refused whatever it is, without singular values.
+  regularization: [...notFinite, ...numbers(0, 0.1)],
+  convKernel: [
+    ...wrongTensors({ data: new Float32Array(12), dims: [4, 3], type: 'float32' }, 2)
+      .filter(({ value }) => value !== undefined)
+      .map(({ value, code, received }): Row => [value, code, received]),
+    ...[
+      [4, 2],
+      [4, 0],
+      [2, 3],
+    ].map((dims): Row => {
+      const data = new Float32Array(dims.reduce((a, b) => a * b, 1));
+      return [{ data, dims, type: 'float32' }, 'ERR_SHAPE', `[${dims.join(', ')}]`];
+    }),
+    [{ data: Float32Array.of(1, NaN, 1), dims: [1, 3], type: 'float32' }, 'ERR_ARGUMENT', 'NaN'],
+    [{ data: Float32Array.of(1, 1, -Infinity), dims: [1, 3], type: 'float32' }, 'ERR_ARGUMENT', '-Infinity'],
+    [{ data: new Uint16Array(3), dims: [1, 3], type: 'float16' }, 'ERR_TYPE', '"float16"'],
+    [{ data: new Float32Array(3), dims: [1, 3], type: 'float32' }, 'ERR_SHAPE', /3 queries and 5 keys/],
+  ],
+  keyMask: wrongBools(2, 5),
+  queryMask: wrongBools(2, 3),
+};
 
 /** The wrong values of every option of a function. */
 function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
@@ -247,19 +300,35 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
       ],
     };
   }
-  if (name.startsWith('linformerAttention'))
-    return { ...general, layout, scale: notFinite, keyMask: wrongKeyMasks(2, 5) };
+  if (name.startsWith('linformerAttention')) return { ...general, layout, scale: notFinite, keyMask: wrongBools(2, 5) };
   if (name.startsWith('LinformerState.attend')) return { ...general, layout, scale: notFinite };
   if (name.startsWith('LinformerState.append')) {
     const { device, isa, threads } = general;
-    return { device, isa, threads, layout, keyMask: wrongKeyMasks(1, 5) };
+    return { device, isa, threads, layout, keyMask: wrongBools(1, 5) };
   }
-  if (name.startsWith('matmul')) return { ...general, transposeB: notBoolean };
+  if (name.startsWith('nystrom')) return { ...general, ...nystrom };
+  if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
+  if (name.startsWith('lowRankAttention')) return general;
+  if (name.startsWith('headSimilarity')) return general;
+  if (name.startsWith('spectrum')) {
+    return {
+      ...general,
+      layout,
+      scale: notFinite,
+      causal: notBoolean,
+      oversample: [...notWhole, ...numbers(-1)],
+      powerIterations: [...notWhole, ...numbers(-1, 101)],
+      seed: [...notWhole, ...numbers(-1, 2 ** 32)],
+      count: [...notWhole, ...numbers(0, 4)],
+      exact: notBoolean,
+    };
+  }
   return { layout };
 }
 
-const optioned = entries.filter(({ name }) => name !== 'cast');
+// What attentionFactors must be given stands in lowrank.calls.test.ts; the rest of its options are those of spectrum.
+const optioned = entries.filter(({ name }) => name !== 'cast' && !name.startsWith('attentionFactors'));
 
 describe.each(optioned.map((entry) => ({ entry, places: Object.keys(entry.tensors)[0] })))(
   'options of $entry.name ($places)',

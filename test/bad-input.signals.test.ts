@@ -9,6 +9,7 @@ import {
   type CallOptions,
   KvCache,
   matmul,
+  nystromAttention,
   randomNormal,
   type Tensor,
 } from '../lib';
@@ -121,6 +122,8 @@ describe('aborted during the call', () => {
   const long: Readonly<Record<string, (options: CallOptions) => Promise<unknown>>> = {
     attention: (options) => attention(inputs().q, inputs().k, inputs().v, options),
     attentionWithLse: (options) => attentionWithLse(inputs().q, inputs().k, inputs().v, options),
+    // Most of it the inverse of a large matrix, in which one thread is at work a head.
+    nystromAttention: (options) => nystromAttention(inputs().q, inputs().k, inputs().v, { ...options, landmarks: 800 }),
     matmul: (options) => matmul(matrices().a, matrices().b, options),
     'KvCache.attend': (options) => cache().attend(inputs().q, options),
     'KvCache.attendWithLse': (options) => cache().attendWithLse(inputs().q, options),

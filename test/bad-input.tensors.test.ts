@@ -57,23 +57,25 @@ describe('16-bit tensors', () => {
 /** Calls whose tensors are right one by one and do not fit each other. */
 describe('tensors that do not fit', () => {
   const of = (...dims: number[]): Tensor => zeros(dims);
-  const misfits: Readonly<Record<string, readonly [Record<string, unknown>, Omit<Refusal, 'received'>][]>> = {
-    attention: [
-      [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
-      [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
-      [{ q: of(2, 3, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
-      [{ q: of(2, 0, 3, 8) }, { code: 'ERR_SHAPE', argument: 'q' }],
-      [{ q: of(2, 4, 3, 0) }, { code: 'ERR_SHAPE', argument: 'q' }],
-      [{ k: of(2, 0, 5, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
-      [{ k: of(2, 8, 5, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
-      [{ k: of(2, 2, 6, 8) }, { code: 'ERR_SHAPE', argument: 'v' }],
-      [{ v: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
-      [{ v: of(2, 1, 5, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
-      [{ v: of(2, 2, 4, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
-      [{ v: of(2, 2, 5, 0) }, { code: 'ERR_SHAPE', argument: 'v' }],
-      [{ v: zeros([2, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'v' }],
-      [{ k: zeros([2, 2, 5, 8], 'bfloat16') }, { code: 'ERR_TYPE', argument: 'v' }],
-    ],
+  const qkv: readonly [Record<string, unknown>, Omit<Refusal, 'received'>][] = [
+    [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+    [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
+    [{ q: of(2, 3, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+    [{ q: of(2, 0, 3, 8) }, { code: 'ERR_SHAPE', argument: 'q' }],
+    [{ q: of(2, 4, 3, 0) }, { code: 'ERR_SHAPE', argument: 'q' }],
+    [{ k: of(2, 0, 5, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+    [{ k: of(2, 8, 5, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+    [{ k: of(2, 2, 6, 8) }, { code: 'ERR_SHAPE', argument: 'v' }],
+    [{ v: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
+    [{ v: of(2, 1, 5, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
+    [{ v: of(2, 2, 4, 6) }, { code: 'ERR_SHAPE', argument: 'v' }],
+    [{ v: of(2, 2, 5, 0) }, { code: 'ERR_SHAPE', argument: 'v' }],
+    [{ v: zeros([2, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'v' }],
+    [{ k: zeros([2, 2, 5, 8], 'bfloat16') }, { code: 'ERR_TYPE', argument: 'v' }],
+  ];
+  const misfits: Readonly<Record<string, typeof qkv>> = {
+    attention: qkv,
+    nystromAttention: qkv,
     matmul: [
       [{ a: of(2, 3, 5) }, { code: 'ERR_SHAPE', argument: 'b' }],
       [{ b: of(5, 4) }, { code: 'ERR_SHAPE', argument: 'b' }],
@@ -96,6 +98,14 @@ describe('tensors that do not fit', () => {
       [{ 'parts[1].output': zeros([1, 2, 3, 4], 'float16') }, { code: 'ERR_TYPE', argument: 'parts[1].output' }],
       [{ 'parts[1].lse': of(1, 3, 2) }, { code: 'ERR_SHAPE', argument: 'parts[1].lse' }],
       [{ 'parts[0].lse': zeros([1, 2, 3], 'float16') }, { code: 'ERR_TYPE', argument: 'parts[0].lse' }],
+    ],
+    attentionFactors: [
+      [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 3, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ q: of(2, 4, 0, 8) }, { code: 'ERR_SHAPE', argument: 'q' }],
+      [{ k: of(2, 2, 0, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
+      [{ k: of(2, 2, 1, 8) }, { code: 'ERR_ARGUMENT', argument: 'rank' }],
     ],
     'KvCache.append': [
       [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],

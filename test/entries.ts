@@ -2,18 +2,28 @@ import {
   attendBatch,
   attendBatchSync,
   attention,
+  attentionFactors,
+  attentionFactorsSync,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
   cast,
+  headSimilarity,
+  headSimilaritySync,
   KvCache,
   LinformerState,
   linformerAttention,
   linformerAttentionSync,
+  lowRankAttention,
+  lowRankAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
   mergeAttentionSync,
+  nystromAttention,
+  nystromAttentionSync,
+  spectrum,
+  spectrumSync,
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
@@ -112,11 +122,28 @@ export const calls: readonly Entry[] = [
   ...pair('attentionWithLse', [attentionWithLse, attentionWithLseSync], three, (of, t, options) =>
     of(t.q, t.k, t.v, options),
   ),
+  ...pair('nystromAttention', [nystromAttention, nystromAttentionSync], three, (of, t, options) =>
+    of(t.q, t.k, t.v, options),
+  ),
   ...pair(
     'matmul',
     [matmul, matmulSync],
     { tensors: { a: normal([2, 3, 4], 11), b: normal([4, 5], 12) }, rank: undefined, outDims: [2, 3, 5] },
     (of, t, options) => of(t.a, t.b, options),
+  ),
+  ...pair(
+    'lowRankAttention',
+    [lowRankAttention, lowRankAttentionSync],
+    {
+      tensors: {
+        'factors.u': normal([2, 4, 3, 2], 13),
+        'factors.v': normal([2, 4, 5, 2], 14),
+        x: normal([2, 2, 5, 6], 15),
+      },
+      rank: 4,
+      outDims: [2, 4, 3, 6],
+    },
+    (of, t, options) => of({ u: t['factors.u'], v: t['factors.v'] }, t.x, options),
   ),
   ...pair('KvCache.attend', [method('attend'), method('attendSync')], one, (of, t, options) => of(t.query, options)),
   ...pair('KvCache.attendWithLse', [method('attendWithLse'), method('attendWithLseSync')], one, (of, t, options) =>
@@ -153,6 +180,18 @@ export const entries: readonly Entry[] = [
         options,
       );
     },
+  ),
+  ...pair('attentionFactors', [attentionFactors, attentionFactorsSync], { tensors: { q, k }, rank: 4 }, (of, t) =>
+    of(t.q, t.k, { rank: 2 }),
+  ),
+  ...pair('spectrum', [spectrum, spectrumSync], { tensors: { q, k }, rank: 4 }, (of, t, options) =>
+    of(t.q, t.k, options),
+  ),
+  ...pair(
+    'headSimilarity',
+    [headSimilarity, headSimilaritySync],
+    { tensors: { wq: normal([4, 6, 3], 16), wk: normal([2, 6, 3], 17) }, rank: 3 },
+    (of, t, options) => of(t.wq, t.wk, options),
   ),
   {
     name: 'KvCache.append',

@@ -2,6 +2,7 @@ import type { Tensor } from '../lib/tensor';
 import { naiveAttention, naiveMatmul } from './naive32';
 import type { AttentionMeaning } from './problem';
 import { referenceAttention } from './reference';
+import { type LinearMeaning, naiveLinear, referenceLinear } from './reference-linear';
 import { type MatmulMeaning, referenceMatmul } from './reference-matmul';
 import type { Expected } from './tolerance';
 
@@ -32,6 +33,16 @@ export function expectMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {}):
   return {
     ...referenceMatmul(a, b, options),
     naive: naiveMatmul(a, b, options),
-    terms: a.dims.at(-1) as number,
+    terms: a.dims.at(options.transposeA ? -2 : -1) as number,
+  };
+}
+
+/** What linear attention must give, with its error budget. */
+export function expectLinear(q: Tensor, k: Tensor, v: Tensor, meaning: LinearMeaning): Expected {
+  const [keys, headDim] = [meaning.layout === 'blhd' ? k.dims[1] : k.dims[2], q.dims[3]];
+  return {
+    ...referenceLinear(q, k, v, meaning),
+    naive: naiveLinear(q, k, v, meaning),
+    terms: headDim + keys,
   };
 }

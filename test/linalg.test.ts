@@ -1,5 +1,5 @@
 import { runAsync, runSync } from '../lib/call';
-import { eigenOf, type Matrices, svdOf } from '../lib/linalg';
+import { eigenOf, type Matrices, productOf, svdOf } from '../lib/linalg';
 import { normal } from './data';
 import { toFloat64 } from './half';
 
@@ -101,6 +101,30 @@ describe('singular value decomposition', () => {
       expect(is.slice(2 * size)).toEqual(was.slice(2 * size));
     }
   });
+});
+
+test.each([
+  [1, 1, 1, 1],
+  [3, 5, 4, 2],
+  [2, 130, 40, 70],
+  [1, 9, 200, 1],
+])('products of %d: (%d × %d)ᵀ by %d columns', async (batch, rows, columns, others) => {
+  const [a, b] = [normalMatrices(batch, rows, columns, 3), normalMatrices(batch, rows, others)];
+  const found = runSync(productOf, () => productOf(a, b));
+  expect(found).toHaveLength(batch * columns * others);
+  for (const [index, value] of found.entries()) {
+    const item = Math.floor(index / (columns * others));
+    const [i, j] = [Math.floor(index / others) % columns, index % others];
+    let sum = 0;
+    let size = 0;
+    for (let row = 0; row < rows; row++) {
+      const term = entryOf(a, item)(row, i) * entryOf(b, item)(row, j);
+      sum += term;
+      size += Math.abs(term);
+    }
+    expect(Math.abs(value - sum)).toBeLessThanOrEqual(2 ** -52 * rows * size);
+  }
+  expect(await runAsync(productOf, () => productOf(a, b))).toEqual(found);
 });
 
 describe('eigenvalues of symmetric matrices', () => {

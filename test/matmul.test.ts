@@ -30,8 +30,15 @@ function checkMatmul(
   return product;
 }
 
-const factors = (m: number, k: number, n: number, type: DataType, transposeB: boolean): Factors => ({
-  a: normal([m, k], m + k, type),
+const factors = (
+  m: number,
+  k: number,
+  n: number,
+  type: DataType,
+  transposeB: boolean,
+  transposeA = false,
+): Factors => ({
+  a: normal(transposeA ? [k, m] : [m, k], m + k, type),
   b: normal(transposeB ? [n, k] : [k, n], n + k + 1, type),
 });
 
@@ -79,11 +86,20 @@ describe('shapes', () => {
       };
     }
   }
+  for (const [m, k, n] of [...shapes, [300, 20, 5], [577, 260, 17]] as const) {
+    for (const transposeB of [false, true]) {
+      cases[`${m} × ${k} × ${n}, the left side transposed${transposeB ? ', and the right' : ''}`] = {
+        inputs: () => factors(m, k, n, 'float32', transposeB, true),
+        options: { transposeA: true, transposeB },
+      };
+    }
+  }
   for (let size = 2; size <= 40; size++) {
     const transposeB = size % 2 === 0;
+    const transposeA = size % 4 < 2;
     cases[`${size} rows, ${57 - size} columns`] = {
-      inputs: () => factors(size, 9 + size, 57 - size, 'float32', transposeB),
-      options: { transposeB },
+      inputs: () => factors(size, 9 + size, 57 - size, 'float32', transposeB, transposeA),
+      options: { transposeA, transposeB },
     };
   }
   table(cases);
@@ -94,6 +110,10 @@ describe.each(types)('%s', (type) => {
   table({
     plain: { inputs: normalFactors(false) },
     transposed: { inputs: normalFactors(true), options: { transposeB: true } },
+    'left side transposed': {
+      inputs: () => factors(37, 150, 70, type, true, true),
+      options: { transposeA: true, transposeB: true },
+    },
     'one row': { inputs: () => factors(1, 515, 131, type, false) },
     'one row, transposed': { inputs: () => factors(1, 515, 131, type, true), options: { transposeB: true } },
     'sums that cancel': {
@@ -150,12 +170,13 @@ describe('batches', () => {
   ] as const;
   for (const [a, b] of batches) {
     for (const transposeB of [false, true]) {
+      const transposeA = a.length === 1;
       cases[`[${a}] and [${b}]${transposeB ? ', transposed' : ''}`] = {
         inputs: () => ({
-          a: normal([...a, 5, 19], 1),
+          a: normal([...a, ...(transposeA ? [19, 5] : [5, 19])], 1),
           b: normal([...b, ...(transposeB ? [11, 19] : [19, 11])], 2),
         }),
-        options: { transposeB },
+        options: { transposeA, transposeB },
       };
     }
   }
@@ -204,6 +225,7 @@ describe('properties', () => {
     n: extent(90),
     batch: extent(3),
     type: fc.constantFrom(...types),
+    transposeA: fc.boolean(),
     transposeB: fc.boolean(),
     isa: fc.constantFrom(...rows),
     seed: fc.nat(),
@@ -214,10 +236,11 @@ describe('properties', () => {
     n,
     batch,
     type,
+    transposeA,
     transposeB,
     seed,
   }: typeof call extends fc.Arbitrary<infer T> ? T : never) => ({
-    a: normal([batch, m, k], seed, type),
+    a: normal([batch, ...(transposeA ? [k, m] : [m, k])], seed, type),
     b: normal([batch, ...(transposeB ? [n, k] : [k, n])], seed + 1, type),
   });
 
@@ -225,9 +248,10 @@ describe('properties', () => {
     fc.assert(
       fc.property(call, (drawn) => {
         const { a, b } = build(drawn);
-        const { isa, transposeB } = drawn;
-        const expected = expectMatmul(a, b, { transposeB });
-        const [one, two] = [1, 2].map((threads) => checkMatmul({ a, b }, { transposeB }, { isa, threads }, expected));
+        const { isa, transposeA, transposeB } = drawn;
+        const options = { transposeA, transposeB };
+        const expected = expectMatmul(a, b, options);
+        const [one, two] = [1, 2].map((threads) => checkMatmul({ a, b }, options, { isa, threads }, expected));
         expectSameBits(two as Tensor, one as Tensor);
       }),
       options,
@@ -238,10 +262,10 @@ describe('properties', () => {
     fc.assert(
       fc.property(call, (drawn) => {
         const { a, b } = build(drawn);
-        const { isa, transposeB, batch } = drawn;
-        const whole = matmulSync(a, b, { transposeB, isa });
+        const { isa, transposeA, transposeB, batch } = drawn;
+        const whole = matmulSync(a, b, { transposeA, transposeB, isa });
         for (let i = 0; i < batch; i++) {
-          const alone = matmulSync(slice(a, 0, i, i + 1), slice(b, 0, i, i + 1), { transposeB, isa });
+          const alone = matmulSync(slice(a, 0, i, i + 1), slice(b, 0, i, i + 1), { transposeA, transposeB, isa });
           expectSameBits(slice(whole, 0, i, i + 1), alone);
         }
       }),

@@ -1,7 +1,10 @@
 import {
+  type AttentionFactors,
   attendBatch,
   attendBatchSync,
   attention,
+  attentionFactors,
+  attentionFactorsSync,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
@@ -83,6 +86,16 @@ function matmulCall(m: number, k: number, n: number, type: DataType): MixedCall 
   );
 }
 
+function factorsCall(shape: Shape, { q, k }: Inputs): MixedCall {
+  const meaning = { rank: Math.min(shape.queries, shape.keys, 12), powerIterations: 1, causal: true };
+  const listed = ({ u, v, singularValues }: AttentionFactors): readonly Tensor[] => [u, v, singularValues];
+  return pair(
+    `factors of ${shape.queries} on ${shape.keys} in ${q.type}`,
+    ({ out: _, ...options }) => listed(attentionFactorsSync(q, k, { ...meaning, ...options })),
+    async ({ out: _, ...options }) => listed(await attentionFactors(q, k, { ...meaning, ...options })),
+  );
+}
+
 function mergeCall(type: DataType): MixedCall {
   const parts = [1, 2, 3].map((seed) => ({
     output: normal([1, 4, 300, 64], seed, type),
@@ -153,7 +166,12 @@ function cacheCalls(type: DataType): MixedCall[] {
 export const mixedCalls: () => readonly MixedCall[] = once(() => [
   ...shapes.flatMap((shape, i) => {
     const inputs = normalInputs(shape, 10 * i, types[i % types.length]);
-    return [attentionCall(shape, inputs, true), attentionCall(shape, inputs, false), lseCall(shape, inputs)];
+    return [
+      attentionCall(shape, inputs, true),
+      attentionCall(shape, inputs, false),
+      lseCall(shape, inputs),
+      factorsCall(shape, inputs),
+    ];
   }),
   ...types.flatMap((type) => [
     matmulCall(110, 130, 90, type),

@@ -69,7 +69,7 @@ export function naiveAttention(
   return { output, lse };
 }
 
-/** a · b, or a · bᵀ, in float32. */
+/** a · b in float32, either of them transposed if wanted. */
 export function naiveMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {}): Float32Array {
   const plan = planMatmul(a, b, options);
   const [as, bs] = [toFloat32(a), toFloat32(b)];
@@ -82,7 +82,7 @@ export function naiveMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {}): 
         let sum = f32(0);
         for (let term = 0; term < terms; term++) {
           const right = bs[start.b + column * plan.columnStep + term * plan.termStep];
-          sum = f32(sum + f32(as[start.a + row * terms + term] * right));
+          sum = f32(sum + f32(as[start.a + row * plan.rowStepA + term * plan.termStepA] * right));
         }
         result[at] = sum;
       }

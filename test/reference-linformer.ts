@@ -1,4 +1,4 @@
-import type { KeyMask } from '../lib';
+import type { BoolTensor } from '../lib';
 import type { Tensor } from '../lib/tensor';
 import { toFloat64 } from './half';
 import { type Layout, problemOf } from './problem';
@@ -9,7 +9,7 @@ import type { Expected } from './tolerance';
 export interface LinformerMeaning {
   readonly keyProjection: Tensor;
   readonly valueProjection?: Tensor;
-  readonly keyMask?: KeyMask;
+  readonly keyMask?: BoolTensor;
   readonly scale?: number;
   readonly layout?: Layout;
 }

@@ -3,6 +3,7 @@ import { toFloat64 } from './half';
 import type { Answer } from './reference';
 
 export interface MatmulMeaning {
+  readonly transposeA?: boolean;
   readonly transposeB?: boolean;
 }
 
@@ -14,14 +15,21 @@ export interface MatmulPlan {
   readonly dims: readonly number[];
   /** For each matrix of the result, where its factors start. */
   readonly starts: readonly { readonly a: number; readonly b: number }[];
+  /** Steps within a from one row, and one term, to the next. */
+  readonly rowStepA: number;
+  readonly termStepA: number;
   /** Steps within b from one term, and one column, to the next. */
   readonly termStep: number;
   readonly columnStep: number;
 }
 
 /** numpy's rule: axes before the last two are aligned on the right, and an extent of 1 (or none) repeats. */
-export function planMatmul(a: Tensor, b: Tensor, { transposeB = false }: MatmulMeaning): MatmulPlan {
-  const [rows, terms] = a.dims.slice(-2);
+export function planMatmul(
+  a: Tensor,
+  b: Tensor,
+  { transposeA = false, transposeB = false }: MatmulMeaning,
+): MatmulPlan {
+  const [rows, terms] = transposeA ? a.dims.slice(-2).reverse() : a.dims.slice(-2);
   const columns = b.dims.at(transposeB ? -2 : -1) as number;
   const rank = Math.max(a.dims.length, b.dims.length) - 2;
   const align = (dims: readonly number[]) => [...Array<number>(rank - dims.length + 2).fill(1), ...dims.slice(0, -2)];
@@ -39,10 +47,11 @@ export function planMatmul(a: Tensor, b: Tensor, { transposeB = false }: MatmulM
     return { a: matrix(aBatch) * rows * terms, b: matrix(bBatch) * terms * columns };
   });
   const [termStep, columnStep] = transposeB ? [1, terms] : [columns, 1];
-  return { rows, columns, terms, dims: [...batch, rows, columns], starts, termStep, columnStep };
+  const [rowStepA, termStepA] = transposeA ? [1, rows] : [terms, 1];
+  return { rows, columns, terms, dims: [...batch, rows, columns], starts, rowStepA, termStepA, termStep, columnStep };
 }
 
-/** a · b, or a · bᵀ, in float64. */
+/** a · b in float64, either of them transposed if wanted. */
 export function referenceMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {}): Answer {
   const plan = planMatmul(a, b, options);
   const [as, bs] = [toFloat64(a), toFloat64(b)];
@@ -54,7 +63,7 @@ export function referenceMatmul(a: Tensor, b: Tensor, options: MatmulMeaning = {
     for (let row = 0; row < rows; row++) {
       for (let column = 0; column < columns; column++, at++) {
         for (let term = 0; term < terms; term++) {
-          const left = as[start.a + row * terms + term];
+          const left = as[start.a + row * plan.rowStepA + term * plan.termStepA];
           const right = bs[start.b + column * plan.columnStep + term * plan.termStep];
           values[at] += left * right;
           scale[at] += Math.abs(left * right);

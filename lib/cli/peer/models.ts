@@ -125,3 +125,49 @@ export function matrixProduct(): Uint8Array {
     outputs: [value('o', 'float32', ['x', 'm', 'n'])],
   });
 }
+
+/** Optional inputs of {@link linearAttention}. */
+export interface OnnxLinearParts {
+  readonly rule: 'linear' | 'gated' | 'delta' | 'gated_delta';
+  /** 1 a head, or one for each of its keys' elements. */
+  readonly decayWidth?: number;
+  /** Multiplies what is read. Default 1/√dim. */
+  readonly scale?: number;
+}
+
+/** LinearAttention: inputs q, k, v, decay, beta as the rule needs; outputs o, state `[batch, kvHeads, dim, valueDim]`. */
+export function linearAttention(
+  heads: number,
+  kvHeads: number,
+  dim: number,
+  valueDim: number,
+  { rule, decayWidth, scale }: OnnxLinearParts,
+): Uint8Array {
+  const inputs = [
+    value('q', 'float32', ['b', 's', heads * dim]),
+    value('k', 'float32', ['b', 's', kvHeads * dim]),
+    value('v', 'float32', ['b', 's', kvHeads * valueDim]),
+  ];
+  const names = ['q', 'k', 'v', '', '', ''];
+  if (decayWidth !== undefined) {
+    inputs.push(value('decay', 'float32', ['b', 's', kvHeads * decayWidth]));
+    names[4] = 'decay';
+  }
+  if (rule === 'delta' || rule === 'gated_delta') {
+    inputs.push(value('beta', 'float32', ['b', 's', kvHeads]));
+    names[5] = 'beta';
+  }
+  const outputs = [
+    value('o', 'float32', ['b', 's', heads * valueDim]),
+    value('state', 'float32', ['b', kvHeads, dim, valueDim]),
+  ];
+  const attributes: Attributes = {
+    q_num_heads: { int: heads },
+    kv_num_heads: { int: kvHeads },
+    update_rule: { text: rule },
+    ...(scale === undefined ? {} : { scale: { float: scale } }),
+  };
+  const used = names.slice(0, names.findLastIndex((name) => name !== '') + 1);
+  const node = { op: 'LinearAttention', domain: microsoft, inputs: used, outputs: ['o', 'state'], attributes };
+  return encodeModel({ opset: 21, nodes: [node], inputs, outputs });
+}

@@ -13,7 +13,11 @@ export interface Value {
 }
 
 /** onnx.proto tells integers from floats by field, JavaScript does not: attributes say which they are. */
-export type Attribute = { readonly int: number } | { readonly float: number } | { readonly ints: readonly number[] };
+export type Attribute =
+  | { readonly int: number }
+  | { readonly float: number }
+  | { readonly ints: readonly number[] }
+  | { readonly text: string };
 
 export interface Node {
   readonly op: string;
@@ -70,6 +74,7 @@ function encodeAttribute(name: string, attribute: Attribute): Message {
   const message = new Message().text(1, name);
   if ('float' in attribute) return message.float(2, attribute.float).int(20, 1);
   if ('int' in attribute) return message.int(3, attribute.int).int(20, 2);
+  if ('text' in attribute) return message.text(4, attribute.text).int(20, 3);
   for (const item of attribute.ints) message.int(8, item);
   return message.int(20, 7);
 }

@@ -1,0 +1,32 @@
+/** Functions of several native calls in a row, written once and run either way. */
+import { type Call, runAsync, runSync } from './call';
+import { guard, type PublicEntry } from './errors';
+
+/** The body of such a function: `yield* step(call)` runs a call and gives its result. */
+export type Steps<Result> = Generator<Call<unknown>, Result, unknown>;
+
+export function* step<Result>(call: Call<Result>): Steps<Result> {
+  return (yield call) as Result;
+}
+
+/** Runs the steps on this thread. Errors' stacks begin at the caller of `entry`, the public function. */
+export function runStepsSync<Result>(entry: PublicEntry, steps: Steps<Result>): Result {
+  return guard(entry, () => {
+    for (let turn = steps.next(); ; ) {
+      if (turn.done) return turn.value;
+      const call = turn.value;
+      turn = steps.next(runSync(entry, () => call));
+    }
+  });
+}
+
+/** Runs the native calls on a worker thread, and what lies between them on this one. Every failure is a rejection. */
+export async function runStepsAsync<Result>(entry: PublicEntry, steps: Steps<Result>): Promise<Result> {
+  // The first step has checked the arguments; its errors know their caller while it is on the stack.
+  for (let turn = guard(entry, () => steps.next()); ; ) {
+    if (turn.done) return turn.value;
+    const call = turn.value;
+    const result = await runAsync(entry, () => call);
+    turn = guard(entry, () => steps.next(result));
+  }
+}

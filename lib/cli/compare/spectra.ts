@@ -21,7 +21,7 @@ export async function spectraOf({ q, k }: Pick<Inputs, 'q' | 'k'>, count: number
       head,
       values: [...values],
       energy,
-      metrics: spectralMetrics(values, { energy }),
+      metrics: spectralMetrics({ values, energy }),
     })),
   };
 }

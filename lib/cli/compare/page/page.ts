@@ -122,7 +122,7 @@ function answers({ runs, exact }: CompareReport): Markup {
       return tag(
         'li',
         {},
-        tag('span', { class: 'quiet' }, `Error of at most ${percentText(most)}`),
+        tag('span', { class: 'quiet' }, `Error up to ${percentText(most)}`),
         tag('b', {}, best === undefined ? 'nothing faster' : `${factorText(best.speedup)} as fast`),
         best === undefined
           ? tag('span', { class: 'quiet' }, 'than exact attention')

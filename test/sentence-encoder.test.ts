@@ -2,12 +2,12 @@
 import { encodeAll } from '../examples/sentence-encoder/batches';
 import { readParagraphs, toPassages } from '../examples/sentence-encoder/book';
 import { largestDifference } from '../examples/sentence-encoder/comparison';
-import { encode, maxPieces } from '../examples/sentence-encoder/encoder';
 import { Peer } from '../examples/sentence-encoder/peer';
 import { search } from '../examples/sentence-encoder/search';
-import { Tokenizer } from '../examples/sentence-encoder/tokenizer';
-import { type EncoderWeights, loadVocabulary, loadWeights } from '../examples/sentence-encoder/weights';
-import { Workspace } from '../examples/sentence-encoder/workspace';
+import { encode, layerInputs, maxPieces } from '../lib/cli/sentence-encoder/encoder';
+import { Tokenizer } from '../lib/cli/sentence-encoder/tokenizer';
+import { type EncoderWeights, loadVocabulary, loadWeights } from '../lib/cli/sentence-encoder/weights';
+import { Workspace } from '../lib/cli/sentence-encoder/workspace';
 
 const width = 512;
 
@@ -109,6 +109,61 @@ describe('encoder', () => {
   test('refuses ids that are no pieces', async () => {
     await expect(encode(weights, [[8002]])).rejects.toThrow('Expected ids of pieces, from 0 to 8001, received 8002.');
     await expect(encode(weights, [[-1]])).rejects.toThrow(RangeError);
+  });
+});
+
+describe('queries, keys and values of a layer', () => {
+  const text = paragraphs
+    .map((paragraph) => paragraph.text)
+    .join(' ')
+    .slice(0, 4000);
+  const long = () => tokenizer.encode(text);
+
+  test('are projections of the normalised embeddings, beyond the trained length too', async () => {
+    const ids = long();
+    expect(ids.length).toBeGreaterThan(4 * maxPieces);
+    const inputs = await layerInputs(weights, ids, 0);
+    const layer = weights.layers[0];
+    for (const position of [0, 1, maxPieces, ids.length - 1]) {
+      const embedded = Float64Array.from({ length: 256 }, (_, i) => {
+        const angle = position * weights.frequencies[i % 128];
+        return 2 * weights.embeddings.data[ids[position] * 256 + i] + (i < 128 ? Math.sin(angle) : Math.cos(angle));
+      });
+      const mean = embedded.reduce((sum, x) => sum + x) / 256;
+      const deviation = Math.sqrt(embedded.reduce((sum, x) => sum + (x - mean) ** 2, 0) / 256);
+      const normal = embedded.map(
+        (x, i) => ((x - mean) / deviation) * layer.attentionNorm.scale[i] + layer.attentionNorm.bias[i],
+      );
+      for (const [name, { kernel, bias }] of [
+        ['q', layer.query],
+        ['k', layer.key],
+        ['v', layer.value],
+      ] as const) {
+        expect(inputs[name].dims).toEqual([1, 4, ids.length, 64]);
+        for (const [head, d] of [
+          [0, 0],
+          [1, 63],
+          [3, 17],
+        ]) {
+          const column = head * 64 + d;
+          const expected = normal.reduce((sum, x, i) => sum + x * kernel.data[i * 256 + column], bias[column]);
+          expect(inputs[name].data[(head * ids.length + position) * 64 + d]).toBeCloseTo(expected, 4);
+        }
+      }
+    }
+  });
+
+  test('of layer 1 see what layer 0 made of the text', async () => {
+    const ids = long().slice(0, 100);
+    const inputs = await layerInputs(weights, ids, 1);
+    expect(inputs.q.dims).toEqual([1, 4, 100, 128]);
+    const changed = await layerInputs(weights, [...ids.slice(0, 99), ids[0]], 1);
+    expect(changed.q.data[0]).not.toBe(inputs.q.data[0]);
+    expect((await layerInputs(weights, ids, 1)).q).toEqual(inputs.q);
+  });
+
+  test('there are two layers', async () => {
+    await expect(layerInputs(weights, long(), 2)).rejects.toThrow('Expected a layer from 0 to 1, received 2.');
   });
 });
 

@@ -43,7 +43,7 @@ function setup(system: System, args: readonly string[] = []) {
     timeout: 60_000,
   });
   const calls = fs.readFileSync(log, 'utf8').trim().split('\n');
-  const probes = /^(node|c\+\+|cmake|ninja|clang-\w+) |^id |^sudo -n true$/;
+  const probes = /^(node|c\+\+|cmake|ninja|clang-\w+|chromium) |^id |^sudo -n true$/;
   return { status, stdout, stderr, calls: calls.filter((call) => call !== '' && !probes.test(call)) };
 }
 
@@ -77,9 +77,17 @@ test('root on Debian: what is missing is installed', () => {
   ]);
 });
 
-test('only what is missing, and what lint needs when asked', () => {
-  const { calls } = setup({ ...node20, ...npm, ...builder, ...apt(), id: 'echo 0' }, ['lint']);
-  expect(calls[1]).toBe('apt-get install -y -qq --no-install-recommends clang-format clang-tidy');
+test.each([
+  ['lint', 'clang-format clang-tidy'],
+  ['browser', 'chromium'],
+])('only what is missing, and what is asked for: %s', (word, packages) => {
+  const { calls } = setup({ ...node20, ...npm, ...builder, ...apt(), id: 'echo 0' }, [word]);
+  expect(calls[1]).toBe(`apt-get install -y -qq --no-install-recommends ${packages}`);
+});
+
+test('a browser that is there is not installed again', () => {
+  const { calls } = setup({ ...node20, ...npm, ...builder, ...apt(), id: 'echo 0', chromium: 'exit 0' }, ['browser']);
+  expect(calls).toEqual([expect.stringMatching(/^npm install /)]);
 });
 
 test('sudo without a password is used', () => {
@@ -114,7 +122,7 @@ test('elsewhere: what to install, and what to run then', () => {
 test('an argument it does not know is refused', () => {
   expect(setup(node20, ['lnit'])).toMatchObject({
     status: 1,
-    stderr: "setup takes 'lint' or nothing, received 'lnit'\n",
+    stderr: "setup takes 'lint', 'browser' or nothing, received 'lnit'\n",
   });
 });
 

@@ -1,7 +1,6 @@
-import { tensor } from '../../lib';
-import { type EncodeOptions, encode, maxPieces } from './encoder';
-import type { EncoderWeights, Matrix } from './weights';
-import { Workspace } from './workspace';
+import { type EncodeOptions, encode, maxPieces } from '../../lib/cli/sentence-encoder/encoder';
+import { type EncoderWeights, type Matrix, matrix } from '../../lib/cli/sentence-encoder/weights';
+import { Workspace } from '../../lib/cli/sentence-encoder/workspace';
 
 /** Pieces of a batch, padding included: enough rows to keep every thread busy, few enough for the larger caches. */
 const batchPieces = 2048;
@@ -50,5 +49,5 @@ export async function encodeAll(
     }
     onBatch(batch);
   }
-  return tensor(all, [sentences.length, width]);
+  return matrix(all, sentences.length, width);
 }

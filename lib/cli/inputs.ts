@@ -45,6 +45,9 @@ export function positionsFirst({ data, dims, type }: Tensor): Tensor {
   return tensor(result, [1, n, heads, dim], type);
 }
 
+/** And back, which is the same exchange of axes: `[1, length, heads, dim]` to `[1, heads, length, dim]`. */
+export const headsFirst = positionsFirst;
+
 /** A copy in memory of its own. */
 export function copy({ data, dims, type }: Tensor): Tensor {
   return tensor((data as Float32Array | Uint16Array).slice(), dims, type);

@@ -4,18 +4,17 @@ import { Command, CommanderError, InvalidArgumentError, Option } from 'commander
 import { AttentionError } from '../errors';
 import { info } from '../info';
 import type { DataType } from '../tensor';
+import { count, counts, Usage } from './arguments';
 import { runBench } from './bench';
 import { WrongAnswer } from './check';
+import { analyzeCommand, compareCommand } from './compare/command';
 import { infoReport, infoText } from './info';
-import { PeerMissing } from './peer/onnxruntime';
+import { PackageMissing } from './installed';
 import { progressBar } from './progress';
 import { benchText } from './report';
 import { allSuites, type Case, decode, prefill, suites } from './suite';
 
 const exits = { ok: 0, failed: 1, usage: 2 } as const;
-
-/** Something the user must ask differently. */
-class Usage extends Error {}
 
 interface ShapeOptions {
   readonly n?: readonly number[];
@@ -76,6 +75,7 @@ function program(): Command {
     .option('--json', 'print one JSON document with every measured value')
     .action(bench);
 
+  root.addCommand(compareCommand(print).exitOverride()).addCommand(analyzeCommand(print).exitOverride());
   return root;
 }
 
@@ -137,15 +137,9 @@ function suiteNames(text: string): string[] {
   return names.flatMap((name) => (name === 'all' ? allSuites : [name]));
 }
 
-function count(text: string): number {
-  const value = Number(text);
-  if (!/^\d+$/.test(text) || !Number.isSafeInteger(value) || value < 1)
-    throw new InvalidArgumentError('Not a whole number from 1 on.');
-  return value;
-}
-
-function counts(text: string): number[] {
-  return text.split(',').map(count);
+/** A file that is not there, or may not be read or written. */
+function isFileError(error: unknown): error is NodeJS.ErrnoException {
+  return error instanceof Error && 'syscall' in error;
 }
 
 function print(what: unknown): void {
@@ -159,11 +153,11 @@ async function main(): Promise<number> {
   } catch (error) {
     // commander has printed its own message already; for --help and --version it comes here with 0.
     if (error instanceof CommanderError) return error.exitCode === 0 ? exits.ok : exits.usage;
-    if (error instanceof Usage || error instanceof PeerMissing || error instanceof WrongAnswer) {
+    if (error instanceof Usage || error instanceof PackageMissing || error instanceof WrongAnswer) {
       console.error(`error: ${error.message}`);
       return error instanceof WrongAnswer ? exits.failed : exits.usage;
     }
-    console.error(error instanceof AttentionError ? `error: ${error.message}` : error);
+    console.error(error instanceof AttentionError || isFileError(error) ? `error: ${error.message}` : error);
     return exits.failed;
   }
 }

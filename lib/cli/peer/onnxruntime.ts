@@ -1,5 +1,4 @@
-import { createRequire } from 'node:module';
-import path from 'node:path';
+import { withPackage } from '../installed';
 
 /** The parts of onnxruntime-node used here. Declared by hand: the package is the user's, and may not be installed. */
 export interface OnnxTensor {
@@ -23,8 +22,6 @@ interface OnnxModule {
   readonly InferenceSession: { create(model: Uint8Array, options: object): Promise<OnnxSession> };
 }
 
-export class PeerMissing extends Error {}
-
 /** onnxruntime-node as found from the user's project, or else from this package's own. */
 export class Onnxruntime {
   readonly name = 'onnxruntime-node';
@@ -36,21 +33,16 @@ export class Onnxruntime {
     private readonly module: OnnxModule,
   ) {}
 
-  /** @throws PeerMissing saying how to install it */
+  /** @throws PackageMissing saying how to install it */
   static load(): Onnxruntime {
-    const problems: string[] = [];
-    for (const base of [path.join(process.cwd(), 'package.json'), __filename]) {
-      const require = createRequire(base);
-      try {
+    return withPackage(
+      'onnxruntime-node',
+      (require) => {
         const { version } = require('onnxruntime-node/package.json') as { version: string };
         return new Onnxruntime(version, require.resolve('onnxruntime-node'), require('onnxruntime-node') as OnnxModule);
-      } catch (error) {
-        problems.push((error as Error).message.split('\n', 1)[0] as string);
-      }
-    }
-    throw new PeerMissing(
-      `onnxruntime-node does not load from ${process.cwd()}: ${problems[0]}\n` +
-        'Install it there and try again: npm install --save-dev --ignore-scripts onnxruntime-node',
+      },
+      // Its install script downloads what the CPU does not need.
+      '--ignore-scripts onnxruntime-node',
     );
   }
 

@@ -1,8 +1,16 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
-import { type TensorOf, tensor } from '../../lib';
 
-export type Matrix = TensorOf<'float32'>;
+import { type TensorOf, tensor } from '../../tensor';
+import { locatePackage } from '../installed';
+
+export interface Matrix extends TensorOf<'float32'> {
+  readonly dims: readonly [rows: number, columns: number];
+}
+
+export function matrix(data: Float32Array, rows: number, columns: number): Matrix {
+  return tensor(data, [rows, columns]) as Matrix;
+}
 
 /** y = x · kernel + bias. */
 export interface Linear {
@@ -74,11 +82,7 @@ export async function loadVocabulary(directory = modelDirectory()): Promise<Voca
 }
 
 function modelDirectory(): string {
-  try {
-    return dirname(require.resolve(modelPackage));
-  } catch (cause) {
-    throw new Error(`The model's package ${modelPackage} is not installed: run \`npm install\` first.`, { cause });
-  }
+  return dirname(locatePackage(modelPackage));
 }
 
 // The exporter of the model froze some variables as they were (under `module/`) and some after a concatenation of their
@@ -135,7 +139,7 @@ function columns({ kernel, bias }: Linear, parts: 3): [Linear, Linear, Linear] {
       const start = row * total + index * width;
       data.set(kernel.data.subarray(start, start + width), row * width);
     }
-    return { kernel: tensor(data, [rows, width]), bias: bias.slice(index * width, (index + 1) * width) };
+    return { kernel: matrix(data, rows, width), bias: bias.slice(index * width, (index + 1) * width) };
   };
   return [part(0), part(1), part(2)];
 }
@@ -185,7 +189,7 @@ class WeightFile {
 
   /** A view as [rows, columns]; axes of extent 1 before them are dropped. */
   matrix(name: string, rows: number, columns: number): Matrix {
-    return tensor(this.view(name, [rows, columns]), [rows, columns]);
+    return matrix(this.view(name, [rows, columns]), rows, columns);
   }
 
   /** A view as [length]; axes of extent 1 before it are dropped. */

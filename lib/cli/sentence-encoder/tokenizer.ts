@@ -50,8 +50,8 @@ export class Tokenizer {
     const last = new Int32Array(characters.length + 1).fill(unknown);
     const length = new Int32Array(characters.length + 1).fill(1);
     const arrive = (start: number, end: number, piece: Piece) => {
-      const score = piece.score + best[start];
-      if (best[end] !== 0 && score < best[end]) return;
+      const score = piece.score + (best[start] as number);
+      if (best[end] !== 0 && score < (best[end] as number)) return;
       best[end] = score;
       last[end] = piece.id;
       length[end] = end - start;
@@ -59,20 +59,20 @@ export class Tokenizer {
 
     for (let start = 0; start < characters.length; start++) {
       let matched = false;
-      let node = this.root.next.get(characters[start]);
+      let node = this.root.next.get(characters[start] as string);
       for (let end = start + 1; node !== undefined; end++) {
         if (node.piece !== undefined) {
           arrive(start, end, node.piece);
           matched = true;
         }
-        node = node.next.get(characters[end]);
+        node = node.next.get(characters[end] as string);
       }
       if (!matched) arrive(start, start + 1, { id: unknown, score: 0 });
     }
 
     const ids: number[] = [];
-    for (let end = characters.length; end > 0; end -= length[end]) {
-      const id = last[end];
+    for (let end = characters.length; end > 0; end -= length[end] as number) {
+      const id = last[end] as number;
       if (id !== unknown || ids.at(-1) !== unknown) ids.push(id);
     }
     return ids.reverse();

@@ -8,7 +8,7 @@ export function addBias(x: Matrix, bias: Float32Array): Matrix {
   const { data } = x;
   const width = bias.length;
   for (let start = 0; start < data.length; start += width) {
-    for (let i = 0; i < width; i++) data[start + i] += bias[i];
+    for (let i = 0; i < width; i++) data[start + i] = (data[start + i] as number) + (bias[i] as number);
   }
   return x;
 }
@@ -18,7 +18,7 @@ export function addBiasRelu(x: Matrix, bias: Float32Array): Matrix {
   const { data } = x;
   const width = bias.length;
   for (let start = 0; start < data.length; start += width) {
-    for (let i = 0; i < width; i++) data[start + i] = Math.max(0, data[start + i] + bias[i]);
+    for (let i = 0; i < width; i++) data[start + i] = Math.max(0, (data[start + i] as number) + (bias[i] as number));
   }
   return x;
 }
@@ -26,7 +26,7 @@ export function addBiasRelu(x: Matrix, bias: Float32Array): Matrix {
 /** x ← x + y. */
 export function add(x: Matrix, y: Matrix): Matrix {
   const [to, from] = [x.data, y.data];
-  for (let i = 0; i < to.length; i++) to[i] += from[i];
+  for (let i = 0; i < to.length; i++) to[i] = (to[i] as number) + (from[i] as number);
   return x;
 }
 
@@ -41,13 +41,15 @@ export function layerNorm(x: Matrix, { scale, bias }: LayerNorm, out: Matrix): M
     let sum = 0;
     let squares = 0;
     for (let i = 0; i < width; i++) {
-      const value = from[start + i];
+      const value = from[start + i] as number;
       sum += value;
       squares += value * value;
     }
     const mean = sum / width;
     const factor = 1 / Math.sqrt(Math.max(0, squares / width - mean * mean) + epsilon);
-    for (let i = 0; i < width; i++) to[start + i] = (from[start + i] - mean) * factor * scale[i] + bias[i];
+    for (let i = 0; i < width; i++) {
+      to[start + i] = ((from[start + i] as number) - mean) * factor * (scale[i] as number) + (bias[i] as number);
+    }
   }
   return out;
 }
@@ -64,9 +66,11 @@ export function meanOverLength(x: Matrix, lengths: readonly number[], out: Matri
     sum.fill(0);
     for (let position = 0; position < length; position++) {
       const start = sequence * stride + position * width;
-      for (let i = 0; i < width; i++) sum[i] += x.data[start + i];
+      for (let i = 0; i < width; i++) sum[i] = (sum[i] as number) + (x.data[start + i] as number);
     }
-    for (let i = 0; i < width; i++) out.data[sequence * width + i] = sum[i] / Math.max(length, 1);
+    for (let i = 0; i < width; i++) {
+      out.data[sequence * width + i] = (sum[i] as number) / Math.max(length, 1);
+    }
   }
   return out;
 }
@@ -78,11 +82,12 @@ export function tanhNormalised(x: Matrix): Matrix {
   for (let start = 0; start < data.length; start += width) {
     let squares = 0;
     for (let i = 0; i < width; i++) {
-      data[start + i] = Math.tanh(data[start + i]);
-      squares += data[start + i] ** 2;
+      const value = Math.tanh(data[start + i] as number);
+      data[start + i] = value;
+      squares += value ** 2;
     }
     const factor = 1 / Math.sqrt(Math.max(squares, 1e-12));
-    for (let i = 0; i < width; i++) data[start + i] *= factor;
+    for (let i = 0; i < width; i++) data[start + i] = (data[start + i] as number) * factor;
   }
   return x;
 }

@@ -1,5 +1,4 @@
-import { tensor } from '../../lib';
-import type { Matrix } from './weights';
+import { type Matrix, matrix } from './weights';
 
 /**
  * Memory for intermediate results, by name, kept from one batch to the next. With fresh memory for every product, page
@@ -18,6 +17,6 @@ export class Workspace {
       buffer = new Float32Array(length);
       this.buffers.set(name, buffer);
     }
-    return tensor(buffer.subarray(0, length), [rows, width]);
+    return matrix(buffer.subarray(0, length), rows, width);
   }
 }

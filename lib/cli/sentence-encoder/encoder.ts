@@ -1,6 +1,9 @@
-import { attention, matmul, tensor } from '../../lib';
+import { attention } from '../../full';
+import { matmul } from '../../matmul';
+import { type TensorOf, tensor } from '../../tensor';
+import { headsFirst, type Inputs } from '../inputs';
 import { add, addBias, addBiasRelu, layerNorm, meanOverLength, tanhNormalised } from './elementwise';
-import type { EncoderWeights, Layer, LayerNorm, Linear, Matrix } from './weights';
+import { type EncoderWeights, type Layer, type LayerNorm, type Linear, type Matrix, matrix } from './weights';
 import { Workspace } from './workspace';
 
 /** Pieces after this many are not read: so says the model's graph. */
@@ -42,16 +45,43 @@ export async function encode(
   sentences: readonly (readonly number[])[],
   options: EncodeOptions = {},
 ): Promise<Matrix> {
-  const lengths = sentences.map((ids) => Math.min(ids.length, maxPieces));
+  const read = sentences.map((ids) => ids.slice(0, maxPieces));
+  const lengths = read.map((ids) => ids.length);
   const workspace = options.workspace ?? new Workspace();
   const batch: Batch = { lengths, length: Math.max(1, ...lengths), workspace, options };
 
-  let x = embed(weights, sentences, batch);
+  let x = embed(weights, read, batch);
   for (const [index, layer] of weights.layers.entries()) x = await transformerLayer(layer, `layer ${index}`, x, batch);
 
   const mean = meanOverLength(x, lengths, workspace.matrix('mean', lengths.length, x.dims[1]));
   const hidden = await linear(weights.head, mean, 'hidden', batch);
-  return tensor(tanhNormalised(hidden).data.slice(), hidden.dims);
+  return matrix(tanhNormalised(hidden).data.slice(), ...hidden.dims);
+}
+
+/**
+ * Queries, keys and values of one layer over a text of any length. The sinusoidal signal of position goes on beyond the
+ * {@link maxPieces} that the model was trained on, and so do these.
+ *
+ * @param ids of the text's pieces, at least one
+ * @returns `[1, 4, pieces, 64]` each in layer 0, `[1, 4, pieces, 128]` in layer 1
+ */
+export async function layerInputs(
+  weights: EncoderWeights,
+  ids: readonly number[],
+  index: number,
+  options: EncodeOptions = {},
+): Promise<Inputs> {
+  const workspace = options.workspace ?? new Workspace();
+  const batch: Batch = { lengths: [ids.length], length: ids.length, workspace, options };
+  let x = embed(weights, [ids], batch);
+  for (const [before, layer] of weights.layers.slice(0, index).entries()) {
+    x = await transformerLayer(layer, `layer ${before}`, x, batch);
+  }
+  const layer = weights.layers[index];
+  if (layer === undefined)
+    throw new RangeError(`Expected a layer from 0 to ${weights.layers.length - 1}, received ${index}.`);
+  const { query, key, value } = await project(layer, normalised(x, layer.attentionNorm, batch), batch);
+  return { q: headsFirst(query), k: headsFirst(key), v: headsFirst(value) };
 }
 
 /**
@@ -69,16 +99,16 @@ function embed(
   const x = workspace.matrix('embedded', lengths.length * length, width);
   x.data.fill(0);
   for (const [sequence, ids] of sentences.entries()) {
-    for (const [position, id] of ids.slice(0, maxPieces).entries()) {
+    for (const [position, id] of ids.entries()) {
       if (!Number.isInteger(id) || id < 0 || id >= pieces) {
         throw new RangeError(`Expected ids of pieces, from 0 to ${pieces - 1}, received ${id}.`);
       }
       const row = (sequence * length + position) * width;
       const from = id * width;
       for (let i = 0; i < half; i++) {
-        const angle = position * frequencies[i];
-        x.data[row + i] = 2 * embeddings.data[from + i] + Math.sin(angle);
-        x.data[row + half + i] = 2 * embeddings.data[from + half + i] + Math.cos(angle);
+        const angle = position * (frequencies[i] as number);
+        x.data[row + i] = 2 * (embeddings.data[from + i] as number) + Math.sin(angle);
+        x.data[row + half + i] = 2 * (embeddings.data[from + half + i] as number) + Math.cos(angle);
       }
     }
   }
@@ -98,26 +128,36 @@ async function transformerLayer(layer: Layer, name: string, x: Matrix, batch: Ba
   return add(await feedForward(layer, normalised(y, layer.feedForwardNorm, batch), name, batch), y);
 }
 
+interface HeadRows extends TensorOf<'float32'> {
+  readonly dims: readonly [batch: number, length: number, heads: number, headDim: number];
+}
+
 /** x [batch · length, inner] → [batch · length, 512]. Padded positions ask, but are not seen. */
 async function selfAttention(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
-  const { lengths, length, workspace, options } = batch;
-  const [rows, inner] = x.dims;
-  // [batch · length, heads · headDim] is [batch, length, heads, headDim] without moving anything: hence 'blhd'.
-  const byHead = (y: Matrix) => tensor(y.data, [lengths.length, length, layer.heads, inner / layer.heads]);
-
-  const query = byHead(await linear(layer.query, x, 'query', batch));
-  const key = byHead(await linear(layer.key, x, 'key', batch));
-  const value = byHead(await linear(layer.value, x, 'value', batch));
-  const seen = workspace.matrix('seen', rows, inner);
+  const { lengths, workspace, options } = batch;
+  const { query, key, value } = await project(layer, x, batch);
+  const seen = workspace.matrix('seen', ...x.dims);
   await timed(options, 'attention', () =>
     attention(query, key, value, {
       layout: 'blhd',
       keyLengths: lengths,
-      out: byHead(seen),
-      threads: options.threads,
+      out: byHead(layer, seen, batch),
+      ...(options.threads === undefined ? {} : { threads: options.threads }),
     }),
   );
   return linear(layer.output, seen, 'mixed', batch);
+}
+
+/** x [batch · length, inner] → [batch, length, heads, headDim] each. */
+async function project(layer: Layer, x: Matrix, batch: Batch): Promise<Record<'query' | 'key' | 'value', HeadRows>> {
+  const projected = async (name: 'query' | 'key' | 'value') =>
+    byHead(layer, await linear(layer[name], x, name, batch), batch);
+  return { query: await projected('query'), key: await projected('key'), value: await projected('value') };
+}
+
+/** [batch · length, heads · headDim] is [batch, length, heads, headDim] without moving anything: hence 'blhd'. */
+function byHead({ heads }: Layer, { data, dims }: Matrix, { lengths, length }: Batch): HeadRows {
+  return tensor(data, [lengths.length, length, heads, dims[1] / heads]) as HeadRows;
 }
 
 /** max(0, x · W₁ + b₁) · W₂ + b₂, of [batch · length, 512]. */

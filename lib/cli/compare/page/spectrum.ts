@@ -1,0 +1,89 @@
+/** Singular values of attention matrices, and where each head's effective ranks lie. */
+
+import { wholeText } from '../numbers';
+import { type HeadSpectrum, metrics, type Spectra } from '../results';
+import { type Axis, axes, chart, type D3, type Frame } from './axes';
+import { legend } from './identity';
+import { type Markup, tag } from './markup';
+
+/** More lines than this cannot be told apart. */
+const mostHeads = 4;
+
+/** Decades below the largest value that are shown. */
+const decades = 5;
+
+/** Variants that have a mark on the line. */
+const marked = metrics.filter(({ title }) => /^effective|^90/.test(title));
+
+/** Heads from the lowest to the highest stable rank, which takes no more than the largest value, evenly taken. */
+function chosen(heads: readonly HeadSpectrum[]): HeadSpectrum[] {
+  const sorted = [...heads].sort((a, b) => a.metrics.stableRank - b.metrics.stableRank);
+  const count = Math.min(mostHeads, sorted.length);
+  const picked = Array.from(
+    { length: count },
+    (_, i) => sorted[count === 1 ? 0 : Math.round((i * (sorted.length - 1)) / (count - 1))] as HeadSpectrum,
+  );
+  return picked.sort((a, b) => a.head - b.head);
+}
+
+export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
+  const heads = chosen(spectra.heads);
+  const largest = Math.max(...heads.map(({ values }) => values[0] as number));
+  const smallest = Math.min(...heads.flatMap(({ values }) => values.filter((value) => value > 0)));
+  const low = Math.max(smallest, largest / 10 ** decades);
+  const symbols = [d3.symbolCircle, d3.symbolDiamond, d3.symbolTriangle];
+  const symbol = (index: number, size: number) =>
+    tag('path', { d: d3.symbol(symbols[index] as (typeof symbols)[number], size ** 2 * 0.75)() ?? '' });
+  const draw = (frame: Frame): Markup[] => {
+    const { width, height, left, right, top, bottom } = frame;
+    const x: Axis = {
+      scale: d3.scaleLog([1, spectra.count], [left, width - right]),
+      title: 'i, of the i-th largest singular value',
+      format: wholeText,
+      log: true,
+    };
+    const y: Axis = {
+      scale: d3.scaleLog([low / 1.2, largest * 1.3], [height - bottom, top]),
+      title: 'singular value σ',
+      format: (value) => (value >= 1e-4 && value < 1e4 ? String(Number(value.toPrecision(2))) : value.toExponential(0)),
+      log: true,
+    };
+    return [
+      axes(frame, x, y),
+      ...heads.map(({ head, values, metrics: own }, index) => {
+        const shown = values.filter((value) => value >= low);
+        const corners = shown.map((value, i): [number, number] => [x.scale(i + 1), y.scale(value)]);
+        return tag(
+          'g',
+          { class: `series-${index}` },
+          tag('path', { class: 'line', d: d3.line()(corners) ?? '' }, tag('title', {}, `head ${head}`)),
+          marked.flatMap(({ title: name, of }, at) => {
+            const rank = of(own);
+            const value = rank === undefined ? undefined : valueAt(values, rank);
+            if (rank === undefined || value === undefined || value < low) return [];
+            const place = `translate(${x.scale(rank).toFixed(1)} ${y.scale(value).toFixed(1)})`;
+            const title = `head ${head}: ${name} ${rank.toFixed(1)}`;
+            return [tag('g', { class: 'mark', transform: place }, symbol(at, 10), tag('title', {}, title))];
+          }),
+        );
+      }),
+    ];
+  };
+  const entries = [
+    ...heads.map(({ head }, index) => ({
+      mark: tag('line', { x1: -8, x2: 8, y1: 0, y2: 0, class: 'line' }),
+      class: `series-${index}`,
+      text: `head ${head}`,
+    })),
+    ...marked.map(({ title }, index) => ({ mark: symbol(index, 9), class: 'series-exact', text: title })),
+  ];
+  return [legend(entries), ...chart('spectrum', 'Singular values of attention matrices', 340, draw)];
+}
+
+/** The spectrum between its values, at a rank that need not be whole. */
+function valueAt(values: readonly number[], rank: number): number | undefined {
+  const below = values[Math.floor(rank) - 1];
+  const above = values[Math.ceil(rank) - 1];
+  if (below === undefined || above === undefined || below <= 0 || above <= 0) return undefined;
+  return Math.exp(Math.log(below) + (rank % 1) * (Math.log(above) - Math.log(below)));
+}

@@ -51,9 +51,9 @@ export async function measureMemory(
         error = Math.max(error, answer.error);
         name = answer.name;
       }
+      if (growth.length === 0) continue;
       const causal = subject.kind === 'prefill' && subject.causal;
-      const value = summarize(growth);
-      if (growth.length > 0) rows.push({ name: causal ? `${name}, causal` : name, side, unit: 'MiB', value, error });
+      rows.push({ name: causal ? `${name}, causal` : name, side, unit: 'MiB', value: summarize(growth), error });
     }
   }
   if (method !== undefined) rows.push(linearMemory(method, shape));

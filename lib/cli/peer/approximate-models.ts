@@ -57,9 +57,9 @@ export function nystromGraph({ n, heads, dim }: Shape, { landmarks, iterations }
   graph.weights(queryMeans, keyMeans, 'middle');
   graph.weights(queryMeans, 'k', 'right');
 
-  // Rows of the middle sum to 1, so that the largest sum of a column is the whole of Z's first denominator.
+  // Rows of the middle sum to 1, so that a matrix's largest sum of a column is the whole of Z's first denominator.
   graph.add('ReduceSum', ['middle', 'overRows'], 'columnSums');
-  graph.add('ReduceMax', ['columnSums'], 'largest');
+  graph.add('ReduceMax', ['columnSums', 'overColumns'], 'largest');
   let z = graph.add('Div', [graph.transpose('middle', 'middleTransposed'), 'largest'], 'z');
   for (let i = 0; i < iterations; i++) {
     const az = graph.add('MatMul', ['middle', z], `az${i}`);
@@ -82,6 +82,7 @@ export function nystromGraph({ n, heads, dim }: Shape, { landmarks, iterations }
       segments: integers(1, heads, landmarks, n / landmarks, dim),
       withinSegment: integers(3),
       overRows: integers(2),
+      overColumns: integers(3),
       identity7: diagonal(landmarks, 7),
       identity15: diagonal(landmarks, 15),
       identity13: diagonal(landmarks, 13),

@@ -104,15 +104,15 @@ bool orthonormalize(float* a, Index m, Index n, float* scratch) {
 std::size_t linalgWorkspaceBytes(const LinalgProblem&, Index) { return 0; }
 
 void runLinalg(const LinalgProblem& problem, const Execution& execution) {
-  const auto [decomposition, batch, m, n, a, values, left, right] = problem;
-  const Index rank = minimum(m, n);
-  forEachUnit(execution, batch, [&](Index, Index item) {
-    const double* matrix = a + item * m * n;
-    double* itemLeft = left == nullptr ? nullptr : left + item * m * rank;
-    double* itemRight = right == nullptr ? nullptr : right + item * n * rank;
-    const bool done = decomposition == Decomposition::kSvd
-                          ? svd(matrix, m, n, values + item * rank, itemLeft, itemRight)
-                          : eigenSymmetric(matrix, n, values + item * rank, itemLeft);
+  const Index m = problem.m, n = problem.n, rank = minimum(m, n);
+  const auto of = [](double* base, Index item, Index size) { return base == nullptr ? nullptr : base + item * size; };
+  forEachUnit(execution, problem.batch, [&](Index, Index item) {
+    const double* matrix = problem.a + item * m * n;
+    double* values = problem.values + item * rank;
+    double* left = of(problem.left, item, m * rank);
+    double* right = of(problem.right, item, n * rank);
+    const bool done = problem.decomposition == Decomposition::kSvd ? svd(matrix, m, n, values, left, right)
+                                                                   : eigenSymmetric(matrix, n, values, left);
     if (!done) execution.fail(Code::kMemory);
   });
 }

@@ -85,7 +85,7 @@ describe('a call', () => {
     expect(rows.map((row) => row.name)).toEqual(['ours', 'ours, one thread', ...(theirs ?? [])]);
     for (const row of rows) {
       expect(row.value.median).toBeGreaterThan(0);
-      expect(row.error).toBeLessThan(2e-5);
+      expect(row.error).toBeLessThan(method.op === 'lowrank' ? 5e-4 : 2e-5);
       expect(row.gflops).toBeCloseTo(methodFlops(method, shape) / row.value.median / 1e6, 6);
     }
     expect(ratios.map(({ to }) => to)).toEqual(rows.slice(1).map((row) => row.name));

@@ -23,11 +23,15 @@ const tolerances: Readonly<Record<DataType, number>> = { float32: 2e-5, float16:
 export class Reference {
   readonly #samples: readonly Sample[];
 
-  /** @param rowOf computes a row; all rows of a head are asked for one after the other */
+  /**
+   * @param rowOf computes a row; all rows of a head are asked for one after the other
+   * @param allowance how many times the usual error may be
+   */
   constructor(
     private readonly heads: number,
     private readonly queries: number,
     rowOf: (head: number, row: number) => Omit<Sample, 'head' | 'row'>,
+    private readonly allowance = 1,
   ) {
     this.#samples = sampledHeads(heads).flatMap((head) =>
       sampledRows(queries).map((row) => ({ head, row, ...rowOf(head, row) })),
@@ -43,16 +47,17 @@ export class Reference {
    */
   check(name: string, output: Tensor, positionsFirst = false): number {
     const found = numbers(output);
+    const allowed = this.allowance * tolerances[output.type];
     let worst = 0;
     for (const { head, row, values, scale } of this.#samples) {
       const start = (positionsFirst ? row * this.heads + head : head * this.queries + row) * values.length;
       for (const [d, value] of values.entries()) {
         const error = Math.abs((found[start + d] as number) - value) / (scale[d] as number);
         // Written so that NaN, and an element that is not there, fail.
-        if (!(error <= tolerances[output.type])) {
+        if (!(error <= allowed)) {
           throw new WrongAnswer(
             `${name}: wrong answer, not timed: head ${head}, row ${row}, element ${d} is ${found[start + d]}, ` +
-              `expected ${value} (relative error ${error.toExponential(1)}, allowed ${tolerances[output.type]})`,
+              `expected ${value} (relative error ${error.toExponential(1)}, allowed ${allowed})`,
           );
         }
         worst = Math.max(worst, error);

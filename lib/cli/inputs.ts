@@ -30,11 +30,14 @@ export function driftingInputs(shape: Shape, steps = 64, spread = 1): Inputs {
   const drift = ({ data, dims }: Tensor, seed: number): Tensor => {
     const [, heads, n, dim] = dims as [number, number, number, number];
     const centres = randomNormal<'float32'>([1, heads, steps, dim], { seed }).data;
-    const result = (data as Float32Array).map((value, i) => {
-      const row = Math.floor(i / dim);
-      const step = Math.floor(((row % n) * steps) / n);
-      return (centres[(Math.floor(row / n) * steps + step) * dim + (i % dim)] as number) + spread * value;
-    });
+    const result = new Float32Array(data.length);
+    for (let row = 0; row < heads * n; row++) {
+      const centre = Math.floor(row / n) * steps + Math.floor(((row % n) * steps) / n);
+      for (let d = 0; d < dim; d++) {
+        const value = (data as Float32Array)[row * dim + d] as number;
+        result[row * dim + d] = (centres[centre * dim + d] as number) + spread * value;
+      }
+    }
     return tensor(result, dims);
   };
   return { q: drift(q, 4), k: drift(k, 5), v: drift(v, 6) };

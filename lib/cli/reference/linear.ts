@@ -17,10 +17,12 @@ export function linearReference({ q, k, v }: Inputs, { featureMap, causal, norma
   const [, heads, queries, dim] = q.dims as [number, number, number, number];
   const [, , keys, valueDim] = v.dims as [number, number, number, number];
   const [query, key, value] = [headsOf(q), headsOf(k), headsOf(v)];
-  const map = (x: Numbers): Float64Array => Float64Array.from(x, features[featureMap]);
+  const map = (x: Numbers): Float64Array => new Float64Array(x).map(features[featureMap]);
+  let mapped: { readonly head: number; readonly keys: Float64Array } | undefined;
   return new Reference(heads, queries, (head, row) => {
+    if (mapped?.head !== head) mapped = { head, keys: map(key(head)) };
     const seen = causal ? row + keys - queries + 1 : keys;
-    const weights = dots(map(rowOf(query(head), row, dim)), map(key(head).subarray(0, seen * dim)));
+    const weights = dots(map(rowOf(query(head), row, dim)), mapped.keys.subarray(0, seen * dim));
     const sum = normalize ? weights.reduce((a, b) => a + b, 0) : 1;
     return weightedSum(
       weights.map((weight) => weight / sum),

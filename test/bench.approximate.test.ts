@@ -200,7 +200,7 @@ test('memory: in a process of its own, beside n·(m + d)', () => {
   expect(rows.map(({ name, unit }) => [name, unit])).toEqual([
     ['ours', 'MiB'],
     ['onnxruntime graph', 'MiB'],
-    ['n·(m + d) a head', 'MiB'],
+    ['n·(m + d) of all heads', 'MiB'],
   ]);
   expect(rows[2]?.value.median).toBe((4 * 2 * 4096 * (32 + 32)) / 2 ** 20);
 });

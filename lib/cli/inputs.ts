@@ -26,21 +26,20 @@ export function makeInputs({ n, heads, kvHeads, dim }: Shape, type: DataType = '
  * @param spread standard deviation around the centres, whose own is 1; with 0 exact attention has a rank of `steps`
  */
 export function driftingInputs(shape: Shape, steps = 64, spread = 1): Inputs {
-  const { q, k, v } = makeInputs(shape);
-  const drift = ({ data, dims }: Tensor, seed: number): Tensor => {
+  const inputs = makeInputs(shape);
+  for (const [index, { data, dims }] of [inputs.q, inputs.k, inputs.v].entries()) {
     const [, heads, n, dim] = dims as [number, number, number, number];
-    const centres = randomNormal<'float32'>([1, heads, steps, dim], { seed }).data;
-    const result = new Float32Array(data.length);
+    const rows = data as Float32Array;
+    const centres = randomNormal<'float32'>([1, heads, steps, dim], { seed: 4 + index }).data;
     for (let row = 0; row < heads * n; row++) {
       const centre = Math.floor(row / n) * steps + Math.floor(((row % n) * steps) / n);
       for (let d = 0; d < dim; d++) {
-        const value = (data as Float32Array)[row * dim + d] as number;
-        result[row * dim + d] = (centres[centre * dim + d] as number) + spread * value;
+        const value = rows[row * dim + d] as number;
+        rows[row * dim + d] = (centres[centre * dim + d] as number) + spread * value;
       }
     }
-    return tensor(result, dims);
-  };
-  return { q: drift(q, 4), k: drift(k, 5), v: drift(v, 6) };
+  }
+  return inputs;
 }
 
 /** The rows [start, end) of every head. */

@@ -64,7 +64,7 @@ export async function measureMemory(
 function linearMemory(method: Method, shape: Shape): Row {
   const { n, heads, dim } = shape;
   const bytes = 4 * heads * n * (width(method, shape) + dim);
-  return { name: 'n·(m + d) a head', side: 'machine', unit: 'MiB', value: summarize([bytes / 2 ** 20]) };
+  return { name: 'n·(m + d) of all heads', side: 'machine', unit: 'MiB', value: summarize([bytes / 2 ** 20]) };
 }
 
 /** The forms of onnxruntime that do not hold all scores. */

@@ -1,7 +1,6 @@
 import type { CallOptions } from '../../call';
 import { randomNormal } from '../../convert';
 import { linformerAttention } from '../../linformer';
-import { tensor } from '../../tensor';
 import { driftingInputs } from '../inputs';
 import type { LinformerMethod } from '../method';
 import { linformerGraph } from '../peer/approximate-models';
@@ -14,11 +13,9 @@ export function linformer(method: LinformerMethod, shape: Shape, inputs = drifti
   const { n, heads } = shape;
   // Of a variance at which projected keys and values are as large as the rows they are made of.
   const projection = (seed: number) => {
-    const { data, dims } = randomNormal<'float32'>([method.projected, n], { seed });
-    return tensor(
-      data.map((x) => x / Math.sqrt(n)),
-      dims,
-    );
+    const result = randomNormal<'float32'>([method.projected, n], { seed });
+    for (const [i, x] of result.data.entries()) result.data[i] = x / Math.sqrt(n);
+    return result;
   };
   const projections = { keyProjection: projection(7), valueProjection: projection(8) };
   const call = (options: CallOptions) => linformerAttention(q, k, v, { ...options, ...projections });

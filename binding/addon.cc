@@ -28,6 +28,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<merge>(exports, "merge");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
+  define<linformer>(exports, "linformer");
   exports.Set("KvCache", kvCacheClass(env));
   return exports;
 }

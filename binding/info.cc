@@ -14,7 +14,7 @@ Napi::Value information(const Napi::CallbackInfo& info) {
   bool first = true;
   for (Index i = 0; i < kKernelSetCount; ++i) {
     const KernelSet& set = *kKernelSets[i];
-    for (const char* op : {"convert", "full", "matmul", "merge"}) {
+    for (const char* op : {"convert", "full", "linformer", "matmul", "merge"}) {
       json << (first ? "" : ",") << "{\"op\":\"" << op << "\",\"device\":\"" << set.device << "\",\"isa\":\"" << set.isa
            << "\",\"supported\":" << (set.available() ? "true" : "false") << '}';
       first = false;

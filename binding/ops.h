@@ -9,6 +9,7 @@ namespace lowrank_attention {
 Napi::Value convert(const Napi::CallbackInfo& info);
 Napi::Value full(const Napi::CallbackInfo& info);
 Napi::Value cached(const Napi::CallbackInfo& info);
+Napi::Value linformer(const Napi::CallbackInfo& info);
 Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);

@@ -11,6 +11,7 @@ namespace lowrank_attention {
 struct ConvertProblem;
 struct FullProblem;
 struct LinalgProblem;
+struct LinformerProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct ReadProblem;
@@ -31,6 +32,7 @@ struct KernelSet {
   Kernel<ConvertProblem> convert;
   Kernel<FullProblem> full;
   Kernel<LinalgProblem> linalg;
+  Kernel<LinformerProblem> linformer;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<ReadProblem> read;

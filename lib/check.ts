@@ -34,11 +34,16 @@ export function checkType(name: string, type: unknown): DataType {
   return type as DataType;
 }
 
-/** A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given. */
+/**
+ * A copy of named options; a name that is none of `known` is a mistake worth telling. An undefined one is not given.
+ *
+ * @param unsupported options of other methods that this one refuses, and what is expected instead: the reason
+ */
 export function checkOptions<T extends object>(
   name: string,
   options: T | undefined,
   known: ReadonlySet<string>,
+  unsupported: ReadonlyMap<string, string> = new Map(),
 ): Partial<T> {
   if (options === undefined) return {};
   // A Map or a Promise has no options in it, which is hardly what was meant.
@@ -51,14 +56,14 @@ export function checkOptions<T extends object>(
     for (const key in options) {
       reading = key;
       const value: unknown = options[key];
-      if (!known.has(key))
+      if (!known.has(key) && !unsupported.has(key))
         throw expected('ERR_ARGUMENT', key, `no option of this name (known: ${[...known].join(', ')})`, value);
       if (value !== undefined) copy[key] = value;
     }
     // Accessors of a class do not count in the loop above.
     const prototype = Object.getPrototypeOf(options);
     if (prototype !== null && prototype !== Object.prototype) {
-      for (const key of known) {
+      for (const key of [...known, ...unsupported.keys()]) {
         reading = key;
         const value = Object.hasOwn(copy, key) ? undefined : options[key as keyof T];
         if (value !== undefined) copy[key] = value;
@@ -66,6 +71,9 @@ export function checkOptions<T extends object>(
     }
   } catch (error) {
     throw unreadable(reading, error);
+  }
+  for (const [key, reason] of unsupported) {
+    if (Object.hasOwn(copy, key)) throw expected('ERR_UNSUPPORTED', key, reason, copy[key]);
   }
   return copy as Partial<T>;
 }

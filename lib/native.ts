@@ -45,6 +45,7 @@ export interface Addon {
   readonly full: NativeOp;
   readonly merge: NativeOp;
   readonly cached: NativeOp;
+  readonly linformer: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;
 }
 

@@ -1,7 +1,9 @@
-import { checkOut, checkTensor, type Operand } from './check';
+import { types } from 'node:util';
+
+import { checkDims, checkExtent, checkOut, checkTensor, type Operand, readTensor } from './check';
 import { expected } from './errors';
 import { typeNumbers } from './native';
-import { allocate, type Tensor } from './tensor';
+import { allocate, type MaskTensor, type Tensor } from './tensor';
 
 /** Queries, keys and values of one call that fit each other, and their extents. */
 export interface Qkv {
@@ -49,6 +51,22 @@ export function checkQkv(q: Tensor, k: Tensor, v: Tensor, rowsBeforeHeads: boole
   }
   if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
   return { query, key, value, batch, heads, kvHeads, queries, keys, headDim, valueDim, rowsBeforeHeads };
+}
+
+/** Which keys there are: `[batch, keys]`, 1 = is, 0 = is padding. */
+export type KeyMask = Extract<MaskTensor, { readonly type: 'bool' }>;
+
+/** Checks the option `keyMask`. */
+export function checkKeyMask(mask: unknown, batch: number, keys: number): Uint8Array | null {
+  if (mask === undefined) return null;
+  const { data, dims: given, type } = readTensor('keyMask', mask);
+  if (type !== 'bool') throw expected('ERR_TYPE', 'keyMask', "type 'bool'", type);
+  if (!types.isUint8Array(data)) throw expected('ERR_TYPE', 'keyMask', "a Uint8Array for type 'bool'", data);
+  const dims = checkDims('keyMask', given);
+  if (dims.length !== 2 || dims[0] !== batch || dims[1] !== keys)
+    throw expected('ERR_SHAPE', 'keyMask', `dims [${batch}, ${keys}]`, dims);
+  checkExtent('keyMask', data, dims);
+  return data;
 }
 
 /** Dims of the call's output, in its layout. */

@@ -195,6 +195,32 @@ function wrongMasks(batch: number, queries: number): Row[] {
   ];
 }
 
+/** Key masks wrong for [batch, keys]. */
+function wrongKeyMasks(batch: number, keys: number): Row[] {
+  const bits = (dims: readonly number[], data: unknown = new Uint8Array(dims.reduce((a, b) => a * b, 1))) => ({
+    data,
+    dims,
+    type: 'bool',
+  });
+  const right = [batch, keys];
+  const count = batch * keys;
+  return [
+    ...primitives.flatMap(([value, received]): Row[] => (value === undefined ? [] : [[value, 'ERR_TYPE', received]])),
+    [{}, 'ERR_TYPE', 'an object'],
+    [new Uint8Array(count), 'ERR_TYPE', `Uint8Array(${count})`],
+    [Object.defineProperty(bits(right), 'dims', { get: raise }), 'ERR_ARGUMENT', 'an exception'],
+    ...['float32', 'Bool', undefined, 1].map((type): Row => [{ ...bits(right), type }, 'ERR_TYPE']),
+    ...[[], [count], [keys, batch], [batch, keys + 1], [batch + 1, keys], [batch, 1, keys], [batch, 0]].map(
+      (dims): Row => [bits(dims), 'ERR_SHAPE', `[${dims.join(', ')}]`],
+    ),
+    [bits(right, new Float32Array(count)), 'ERR_TYPE', `Float32Array(${count})`],
+    [bits(right, Array(count).fill(true)), 'ERR_TYPE'],
+    [bits(right, new Uint8Array(count - 1)), 'ERR_SHAPE', `${count - 1}`],
+    [bits(right, new Uint8Array(count + 1)), 'ERR_SHAPE', `${count + 1}`],
+    [bits(right, new Uint8Array(new SharedArrayBuffer(count))), 'ERR_TYPE', 'a SharedArrayBuffer'],
+  ];
+}
+
 /** The wrong values of every option of a function. */
 function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
   if (name.startsWith('attention')) {
@@ -220,6 +246,13 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
         [{}, 'ERR_UNSUPPORTED', 'an object'],
       ],
     };
+  }
+  if (name.startsWith('linformerAttention'))
+    return { ...general, layout, scale: notFinite, keyMask: wrongKeyMasks(2, 5) };
+  if (name.startsWith('LinformerState.attend')) return { ...general, layout, scale: notFinite };
+  if (name.startsWith('LinformerState.append')) {
+    const { device, isa, threads } = general;
+    return { device, isa, threads, layout, keyMask: wrongKeyMasks(1, 5) };
   }
   if (name.startsWith('matmul')) return { ...general, transposeB: notBoolean };
   if (name.startsWith('mergeAttention')) return { ...general, layout };

@@ -19,7 +19,7 @@ import { Faults, faultOf, faultOfError } from './refusal';
 import { once } from './rows';
 import { thrown } from './wrong-tensors';
 
-const takesSignal = entries.filter(({ name }) => name !== 'cast' && name !== 'KvCache.append');
+const takesSignal = entries.filter(({ name }) => name !== 'cast' && !name.endsWith('.append'));
 const listeners = (signal: AbortSignal) => getEventListeners(signal, 'abort').length;
 const aborted = { code: 'ERR_ABORTED', argument: 'signal', received: 'an aborted one' } as const;
 

@@ -7,6 +7,9 @@ import {
   attentionWithLseSync,
   cast,
   KvCache,
+  LinformerState,
+  linformerAttention,
+  linformerAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -14,6 +17,7 @@ import {
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
+import { projection } from './linformer-run';
 
 /** A public function with arguments that are right, any of which can be exchanged for something else. */
 export interface Entry {
@@ -72,6 +76,33 @@ const method =
     return (cache[name] as Loose)(...args);
   };
 
+const keyProjection = projection([3, 7], 13);
+
+/** Puts the projection, without which there is no call, on the very object of options that came, whatever it is. */
+function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options: unknown = {}): unknown {
+  const t = { q, k, v, keyProjection, ...given };
+  try {
+    Object.assign(options as object, { keyProjection: t.keyProjection });
+  } catch {
+    // No object, or one that cannot be written to.
+  }
+  return of(t.q, t.k, t.v, options);
+}
+
+/** A state of two positions of the keys and values below. */
+export function smallState(): LinformerState {
+  const state = new LinformerState({ keyProjection, heads: 2, headDim: 8, valueDim: 6 });
+  state.append(normal([1, 2, 2, 8], 15), normal([1, 2, 2, 6], 16));
+  return state;
+}
+
+const stateMethod =
+  (name: 'attend' | 'attendSync'): Loose =>
+  (...args) => {
+    using state = smallState();
+    return (state[name] as Loose)(...args);
+  };
+
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
 
@@ -90,6 +121,13 @@ export const calls: readonly Entry[] = [
   ...pair('KvCache.attend', [method('attend'), method('attendSync')], one, (of, t, options) => of(t.query, options)),
   ...pair('KvCache.attendWithLse', [method('attendWithLse'), method('attendWithLseSync')], one, (of, t, options) =>
     of(t.query, options),
+  ),
+  ...pair('linformerAttention', [linformerAttention, linformerAttentionSync], three, linformer),
+  ...pair(
+    'LinformerState.attend',
+    [stateMethod('attend'), stateMethod('attendSync')],
+    { ...one, tensors: { q: query } },
+    (of, t, options) => of(t.q, options),
   ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
@@ -131,6 +169,28 @@ export const entries: readonly Entry[] = [
         throw error;
       }
       return cache.length;
+    },
+  },
+  ...pair(
+    'linformerAttention',
+    [linformerAttention, linformerAttentionSync],
+    { tensors: { keyProjection }, rank: undefined },
+    linformer,
+  ),
+  {
+    name: 'LinformerState.append',
+    asynchronous: false,
+    tensors: { k: keyRows, v: valueRows },
+    rank: 4,
+    call: (t, options) => {
+      using state = smallState();
+      try {
+        (state.append as Loose).call(state, t.k, t.v, options);
+      } catch (error) {
+        if (state.length !== 2) throw new Error('a refused append changed the state');
+        throw error;
+      }
+      return state.length;
     },
   },
   {

@@ -8,6 +8,9 @@ import {
   type CallOptions,
   type DataType,
   KvCache,
+  LinformerState,
+  linformerAttention,
+  linformerAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -16,6 +19,7 @@ import {
   type TensorOf,
 } from '../lib';
 import { type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { projection } from './linformer-run';
 import { once } from './rows';
 
 /** A call of any kind, whose tensors are those of all its outputs. */
@@ -91,6 +95,26 @@ function mergeCall(type: DataType): MixedCall {
   );
 }
 
+function linformerCalls(type: DataType): MixedCall[] {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 60, keys: 700, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 20, type);
+  const keyProjection = projection([50, 700], 21);
+  const state = new LinformerState({ keyProjection, heads: 2, headDim: 32, valueDim: 24, batch: 2 });
+  state.append(k, v);
+  return [
+    pair(
+      `linformer in ${type}`,
+      (options) => linformerAttentionSync(q, k, v, { keyProjection, ...options }),
+      (options) => linformerAttention(q, k, v, { keyProjection, ...options }),
+    ),
+    pair(
+      `linformer state in ${type}`,
+      (options) => state.attendSync(q, options),
+      (options) => state.attend(q, options),
+    ),
+  ];
+}
+
 /** A cache of random rows, with 2 heads of 32. */
 export function filledCache(length: number, type: DataType = 'float32', seed = length): KvCache {
   const cache = new KvCache({ heads: 2, headDim: 32, type });
@@ -136,5 +160,6 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     matmulCall(3, 200, 5, type),
     mergeCall(type),
     ...cacheCalls(type),
+    ...linformerCalls(type),
   ]),
 ]);

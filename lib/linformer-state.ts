@@ -1,0 +1,310 @@
+import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
+import { checkInteger, checkOptions, checkTensor, type Operand } from './check';
+import { expected, guard, Text } from './errors';
+import { checkScale, type Layout } from './full-options';
+import {
+  type CheckedProjections,
+  checkProjections,
+  type LinformerProjections,
+  linformerArguments,
+  linformerUnsupported,
+} from './linformer';
+import { addon, type NativeOp } from './native';
+import { checkKeyMask, type KeyMask, outputOf, type Qkv } from './qkv';
+import { view } from './read';
+import type { Tensor } from './tensor';
+
+/** What a {@link LinformerState} sums. */
+export interface LinformerStateOptions extends LinformerProjections {
+  /** Key/value heads, >= 1. */
+  readonly heads: number;
+  /** Head size of the keys, >= 1. */
+  readonly headDim: number;
+  /** Head size of the values, >= 1. Default headDim. */
+  readonly valueDim?: number;
+  /** Sequences that grow together, >= 1. Default 1. */
+  readonly batch?: number;
+}
+
+/** Options of {@link LinformerState.append}. */
+export interface LinformerAppendOptions extends Pick<CallOptions, 'device' | 'isa' | 'threads'> {
+  /** `'bool'` `[batch, n]`: a masked key and its value count as zeros, whatever they hold; their position passes. Default all are there. */
+  readonly keyMask?: KeyMask;
+  /** Axis order of the tensors of this call. Default `'bhld'`. */
+  readonly layout?: Layout;
+}
+
+/** Options of {@link LinformerState.attend}. */
+export interface LinformerAttendOptions extends CallOptions {
+  /** Multiplies q·k′ before the softmax. Any finite number. Default 1/√headDim. */
+  readonly scale?: number;
+  /** Axis order of the tensors of this call. Default `'bhld'`. */
+  readonly layout?: Layout;
+}
+
+const stateOptionNames: ReadonlySet<string> = new Set([
+  'keyProjection',
+  'valueProjection',
+  'heads',
+  'headDim',
+  'valueDim',
+  'batch',
+]);
+const appendOptionNames: ReadonlySet<string> = new Set(['device', 'isa', 'threads', 'keyMask', 'layout']);
+const attendOptionNames: ReadonlySet<string> = new Set([...callOptionNames, 'scale', 'layout']);
+
+interface CheckedState {
+  readonly heads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly batch: number;
+  readonly projections: CheckedProjections;
+  readonly memory: Memory;
+}
+
+function checkState(options: LinformerStateOptions): CheckedState {
+  const most = 2 ** 31 - 1;
+  const given = checkOptions<LinformerStateOptions>('options', options, stateOptionNames);
+  const { heads, headDim, valueDim, batch } = given;
+  const extents = {
+    heads: checkInteger('heads', heads, 1, most),
+    headDim: checkInteger('headDim', headDim, 1, most),
+    valueDim: checkInteger('valueDim', valueDim === undefined ? headDim : valueDim, 1, most),
+    batch: checkInteger('batch', batch === undefined ? 1 : batch, 1, most),
+  };
+  const projections = checkProjections(given, extents.heads);
+  const rows = extents.batch * extents.heads * projections.projected;
+  return { ...extents, projections, memory: newMemory(rows * (extents.headDim + extents.valueDim)) };
+}
+
+/**
+ * K′ `[batch, heads, projected, headDim]`, then V′ `[batch, heads, projected, valueDim]`. In float64: token by token a
+ * sum is one chain of up to maxLength additions, in which float32 drifts where terms have one sign, as under a pooling
+ * projection. It is rounded to float32 when attended to.
+ */
+interface Memory {
+  readonly sums: Float64Array;
+  /** Calls in flight, whose memory must stay as it is. */
+  readers: number;
+}
+
+function newMemory(length: number): Memory {
+  try {
+    return { sums: new Float64Array(length), readers: 0 };
+  } catch (cause) {
+    throw expected('ERR_MEMORY', 'state', 'a state that can be allocated', new Text(`${length} sums`), { cause });
+  }
+}
+
+const nothingThere: Operand = { data: new Float32Array(0), dims: [], type: 'float32' };
+
+/** The memory of a state in use. Set by the class, so that nobody outside of this file gets at it. */
+let memoryOf: (state: unknown) => Memory;
+
+/**
+ * The prefix state of Linformer: E K and F V of the keys and values so far, which grow by E[:, t]·kₜ and F[:, t]·vₜ, so
+ * that a decode step needs memory and work for `projected` rows, however long the sequence is.
+ *
+ * Causal by construction: a query attends to what was appended before it and nothing else. That is
+ * `linformerAttention` over the keys so far, but not what training with the parallel form computes, where every
+ * query saw the keys after it as well: a model serves with it only as well as it was trained for it.
+ *
+ * The tensors of the projections are kept, not copied: do not write to them while the state is in use. Every call sees
+ * the state as it was when the call was made: `append`, `fork` and `dispose` are safe while `attend` calls are in
+ * flight, and any number of those may be.
+ */
+export class LinformerState {
+  static {
+    memoryOf = (state) => {
+      if (typeof state !== 'object' || state === null || !(#memory in state))
+        throw expected('ERR_TYPE', 'state', 'a LinformerState', state);
+      if (state.#memory === undefined)
+        throw expected('ERR_CLOSED', 'state', 'a state in use', new Text('a disposed one'));
+      return state.#memory;
+    };
+  }
+
+  /** As given to the constructor, like the three below. */
+  readonly heads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+  readonly batch: number;
+  /** Rows of the projections. */
+  readonly projected: number;
+  /** Columns of the projections: most positions the state may sum. */
+  readonly maxLength: number;
+  readonly #projections: CheckedProjections;
+  #length = 0;
+  #memory: Memory | undefined;
+
+  /** @throws AttentionError ERR_ARGUMENT, ERR_SHAPE, ERR_TYPE, ERR_MEMORY */
+  constructor(options: LinformerStateOptions) {
+    const checked = guard(LinformerState, () => checkState(options));
+    this.heads = checked.heads;
+    this.headDim = checked.headDim;
+    this.valueDim = checked.valueDim;
+    this.batch = checked.batch;
+    this.projected = checked.projections.projected;
+    this.maxLength = checked.projections.maxLength;
+    this.#projections = checked.projections;
+    this.#memory = checked.memory;
+  }
+
+  /** Positions summed. */
+  get length(): number {
+    return this.#length;
+  }
+
+  /** Bytes of the sums, which do not depend on the length; 0 once disposed. The projections are not counted. */
+  get byteLength(): number {
+    return this.#memory === undefined ? 0 : this.#memory.sums.byteLength;
+  }
+
+  /**
+   * Adds the keys and values of the next n positions, on the calling thread.
+   *
+   * @param k `[batch, heads, n, headDim]`
+   * @param v `[batch, heads, n, valueDim]`, of k's type
+   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY (past maxLength, too), ERR_CLOSED;
+   * the state is then as it was
+   */
+  append(k: Tensor, v: Tensor, options?: LinformerAppendOptions): void {
+    const { count, memory } = runSync(LinformerState.prototype.append, () => {
+      memoryOf(this);
+      return this.#prepareAppend(k, v, options);
+    });
+    this.#memory = memory;
+    this.#length += count;
+  }
+
+  /**
+   * Attention of queries over everything summed, on a worker thread: softmax(scale·Q K′ᵀ)·V′ over all `projected` rows.
+   * With nothing appended the output is zero.
+   *
+   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of q's type
+   * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
+   */
+  async attend(q: Tensor, options?: LinformerAttendOptions): Promise<Tensor> {
+    return await runAsync(LinformerState.prototype.attend, () => {
+      memoryOf(this);
+      return this.#prepareAttend(q, options);
+    });
+  }
+
+  /** {@link attend} on the calling thread. */
+  attendSync(q: Tensor, options?: LinformerAttendOptions): Tensor {
+    return runSync(LinformerState.prototype.attendSync, () => {
+      memoryOf(this);
+      return this.#prepareAttend(q, options);
+    });
+  }
+
+  /**
+   * A second state with a copy of the sums; the projections are shared.
+   *
+   * @throws AttentionError ERR_MEMORY, ERR_CLOSED
+   */
+  fork(): LinformerState {
+    return guard(LinformerState.prototype.fork, () => {
+      const { sums } = memoryOf(this);
+      const { heads, headDim, valueDim, batch } = this;
+      const { key, value } = this.#projections;
+      const shared = value === null ? {} : { valueProjection: value };
+      const copy = new LinformerState({ keyProjection: key, ...shared, heads, headDim, valueDim, batch });
+      memoryOf(copy).sums.set(sums);
+      copy.#length = this.#length;
+      return copy;
+    });
+  }
+
+  /** Lets go of the memory; calls in flight keep what they need. Every later use but this one is refused with `ERR_CLOSED`. */
+  dispose(): void {
+    guard(LinformerState.prototype.dispose, () => {
+      if (typeof this !== 'object' || this === null || !(#memory in this))
+        throw expected('ERR_TYPE', 'state', 'a LinformerState', this);
+    });
+    this.#memory = undefined;
+    this.#length = 0;
+  }
+
+  [Symbol.dispose](): void {
+    this.dispose();
+  }
+
+  #prepareAppend(
+    k: Tensor,
+    v: Tensor,
+    given: LinformerAppendOptions | undefined,
+  ): Call<{ readonly count: number; readonly memory: Memory }> {
+    const options = checkOptions<LinformerAppendOptions>('options', given, appendOptionNames, linformerUnsupported);
+    const rowsBeforeHeads = checkLayout(options.layout);
+    const key = checkTensor('k', k, 4);
+    const keys = key.dims[rowsBeforeHeads ? 1 : 2] as number;
+    const value = checkTensor('v', v, 4);
+    const qkv = this.#qkv({ key, value, keys, rowsBeforeHeads });
+    for (const [name, { dims }, dim] of [
+      ['k', key, this.headDim],
+      ['v', value, this.valueDim],
+    ] as const) {
+      const wanted = rowsBeforeHeads ? [this.batch, keys, this.heads, dim] : [this.batch, this.heads, keys, dim];
+      if (dims.some((extent, axis) => extent !== wanted[axis]))
+        throw expected('ERR_SHAPE', name, `dims [${wanted.join(', ')}]`, dims);
+    }
+    if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
+    const keyMask = checkKeyMask(options.keyMask, this.batch, keys);
+
+    // Looked at only now: the caller's getters have run since, and may have changed the state.
+    const memory = memoryOf(this);
+    if (this.#length + keys > this.maxLength) {
+      const room = `at most ${this.maxLength - this.#length} more positions (maxLength ${this.maxLength})`;
+      throw expected('ERR_MEMORY', 'k', room, keys);
+    }
+    const target = memory.readers === 0 || keys === 0 ? memory : newMemory(memory.sums.length);
+    const state = { stateIn: memory.sums, stateOut: target.sums };
+    return {
+      op: keys === 0 ? nothing : addon.linformer,
+      ...linformerArguments(qkv, nothingThere, this.#projections, { keyMask, firstColumn: this.#length, ...state }),
+      options,
+      result: { count: keys, memory: target },
+    };
+  }
+
+  #prepareAttend(q: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
+    const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerUnsupported);
+    const rowsBeforeHeads = checkLayout(options.layout);
+    const query = checkTensor('q', q, 4);
+    const { dims } = query;
+    const [heads, queries] = (rowsBeforeHeads ? [dims[2], dims[1]] : [dims[1], dims[2]]) as [number, number];
+    if (dims[0] !== this.batch || heads === 0 || heads % this.heads !== 0 || dims[3] !== this.headDim) {
+      const axes = rowsBeforeHeads ? 'queries, heads' : 'heads, queries';
+      const what = `dims [${this.batch}, ${axes}, ${this.headDim}] with heads a multiple of the state's ${this.heads}`;
+      throw expected('ERR_SHAPE', 'q', what, dims);
+    }
+    const scale = checkScale(options.scale, this.headDim);
+    const qkv = this.#qkv({ query, heads, queries, rowsBeforeHeads });
+    const output = outputOf(qkv, options.out);
+    const memory = memoryOf(this);
+    const reading: NativeOp = (...args) => {
+      const outcome = addon.linformer(...args);
+      if (typeof outcome !== 'object') return outcome;
+      memory.readers++;
+      return outcome.finally(() => {
+        memory.readers--;
+      });
+    };
+    return {
+      op: view.length(output.data) === 0 ? nothing : reading,
+      ...linformerArguments(qkv, output, this.#projections, { scale, stateIn: memory.sums }),
+      options,
+      result: options.out ?? (output as Tensor),
+    };
+  }
+
+  /** The call's tensors: queries or keys and values, never both. */
+  #qkv(given: Partial<Qkv> & Pick<Qkv, 'rowsBeforeHeads'>): Qkv {
+    const { batch, heads, headDim, valueDim } = this;
+    const none = { query: nothingThere, key: nothingThere, value: nothingThere, queries: 0, keys: 0 };
+    return { ...none, batch, heads, kvHeads: heads, headDim, valueDim, ...given };
+  }
+}

@@ -5,14 +5,12 @@
  */
 
 import { groupQueryAttention } from '../lib/cli/peer/models';
-import { type ElementType, encodeModel, microsoft, type Value } from '../lib/cli/peer/onnx-model';
+import { encodeModel, microsoft, type Value, value } from '../lib/cli/peer/onnx-model';
 import type { OnnxTensor } from '../lib/cli/peer/onnxruntime';
 import { attendBatchSync, attentionSync, KvCache } from '../lib/index';
 import type { MaskTensor, Tensor } from '../lib/tensor';
 import { additiveMask, normalInputs, slice } from './data';
 import { expectSame, feed, peer, run } from './peer';
-
-const value = (name: string, type: ElementType, dims: readonly (number | string)[]): Value => ({ name, type, dims });
 
 describe('MultiHeadAttention', () => {
   const [batch, heads, dim, queries, keys] = [3, 4, 24, 21, 50];

@@ -122,7 +122,7 @@ function warnings(results: readonly CaseResult[], busyBefore: number, buildType:
   if (busyBefore > busyCores) found.push(`other processes used ${busyBefore.toFixed(1)} cores when the run began`);
   for (const { suite, name, kind, busyCores: cores } of results) {
     // The others work in processes of ours, which count as others.
-    if ((kind === 'prefill' || kind === 'decode') && cores > busyCores)
+    if (['prefill', 'decode', 'approximate'].includes(kind) && cores > busyCores)
       found.push(`other processes used ${cores.toFixed(1)} cores during ${suite}: ${name}`);
   }
   return found;

@@ -1,15 +1,18 @@
 /** Runs one case: builds its contenders, checks every one, then times them in turn. */
 import os from 'node:os';
+import { approximation } from './approximate/approximation';
+import { exactBeside, oursApproximate, peerApproximate } from './approximate/contenders';
+import { oursSteps, peerSteps, stepInputs } from './approximate/steps';
 import type { Contender } from './contender';
 import { makeInputs } from './inputs';
 import { Load } from './load';
-import { coldBytes, type Machine } from './machine';
+import { coldCopies, type Machine } from './machine';
 import { type CaseResult, compare, type Row } from './measured';
-import { type Copies, type How, oursDecode, oursPrefill } from './ours';
+import { type How, oursDecode, oursPrefill } from './ours';
 import { obstacle, peerDecode, peerPrefill } from './peer/contenders';
 import type { Onnxruntime } from './peer/onnxruntime';
 import { measureLatency, measureLoad, measureMemory } from './processes';
-import type { Case, DecodeCase, PrefillCase } from './suite';
+import type { ApproximateCase, Case, DecodeCase, PrefillCase } from './suite';
 import { interleave, ratio, summarize, type Times } from './timing';
 
 /** What all cases of a run share. */
@@ -47,11 +50,14 @@ async function measure(given: Case, context: Context, notes: string[]): Promise<
     case 'load':
       return { rows: await measureLoad(runs, peer), ratioOf: ofMedians };
     case 'prefill':
-    case 'decode': {
+    case 'decode':
+    case 'approximate': {
       const contenders: Contender[] = [];
       try {
         if (given.kind === 'prefill') await addPrefill(given, context, contenders, notes);
-        else await addDecode(given, context, contenders);
+        else if (given.kind === 'decode') await addDecode(given, context, contenders);
+        else if (given.step) await addSteps(given, context, contenders);
+        else await addApproximate(given, context, contenders);
         const rows = await timeAll(contenders, context);
         return { rows, ratioOf: (ours, other) => ratio(ours.value.all, other.value.all) };
       } finally {
@@ -83,13 +89,35 @@ async function addPrefill(
 async function addDecode(given: DecodeCase, context: Context, contenders: Contender[]): Promise<void> {
   const { how, peer, machine } = context;
   const inputs = makeInputs(given.shape, 'float32', 1);
-  const cold = coldBytes();
-  const copies: Copies = (bytes) => Math.min(128, Math.ceil(cold / bytes));
-  contenders.push(oursDecode(given, inputs, copies, how));
-  for (const variant of given.variants) contenders.push(oursDecode(given, inputs, copies, how, variant));
+  contenders.push(oursDecode(given, inputs, coldCopies, how));
+  for (const variant of given.variants) contenders.push(oursDecode(given, inputs, coldCopies, how, variant));
   for (const form of peer === undefined ? [] : given.forms) {
-    contenders.push(await peerDecode(peer as Onnxruntime, given, form, inputs, copies, how.threads));
+    contenders.push(await peerDecode(peer as Onnxruntime, given, form, inputs, coldCopies, how.threads));
   }
+  contenders.push(machine.reader);
+}
+
+async function addApproximate(given: ApproximateCase, context: Context, contenders: Contender[]): Promise<void> {
+  const { how, machine } = context;
+  const peer = given.peer ? context.peer : undefined;
+  const main = approximation(given.method, given.shape);
+  contenders.push(oursApproximate(given, main, how));
+  for (const variant of given.variants) {
+    const own = variant.method === undefined ? main : approximation(variant.method, given.shape, main.inputs);
+    contenders.push(oursApproximate(given, own, how, variant));
+  }
+  if (given.exact) contenders.push(exactBeside(given, main, how));
+  const theirs = peer === undefined ? undefined : await peerApproximate(peer, given, main, how.threads);
+  if (theirs !== undefined) contenders.push(theirs);
+  if (machine.product !== undefined) contenders.push(machine.product);
+}
+
+async function addSteps(given: ApproximateCase, context: Context, contenders: Contender[]): Promise<void> {
+  const { how, peer, machine } = context;
+  const inputs = stepInputs(given.shape);
+  contenders.push(oursSteps(given, inputs, coldCopies, how));
+  for (const variant of given.variants) contenders.push(oursSteps(given, inputs, coldCopies, how, variant));
+  if (peer !== undefined) contenders.push(await peerSteps(peer, given, inputs, coldCopies, how.threads));
   contenders.push(machine.reader);
 }
 

@@ -1,68 +1,63 @@
 import type { DataType, Tensor } from '../tensor';
-import { type Inputs, numbers } from './inputs';
+import { numbers } from './inputs';
 
 /** An answer that must not be timed. */
 export class WrongAnswer extends Error {}
 
-/** What decides which keys a query sees: the last query stands at the last key. */
-export interface Meaning {
-  readonly causal: boolean;
-  /** Keys seen up to the query's own, that one included. */
-  readonly window?: number;
-}
-
-/** One row of the answer in float64. */
-interface Sample {
+/** One row of the right answer in float64. */
+export interface Sample {
   readonly head: number;
   readonly row: number;
   readonly values: Float64Array;
-  /** Σ p |v|: what rounding errors are relative to. */
+  /** What rounding errors are relative to: Σ |p| |v| where the row is Σ p v. */
   readonly scale: Float64Array;
 }
 
 /**
- * Largest error allowed, as a share of Σ p |v|, by the output's type. Far above what float32 arithmetic loses (about
+ * Largest error allowed, as a share of the scale, by the output's type. Far above what float32 arithmetic loses (about
  * 1e-6) and far below what any mistake makes; for 16 bits, a few units in the last place.
  */
 const tolerances: Readonly<Record<DataType, number>> = { float32: 2e-5, float16: 4e-3, bfloat16: 2e-2 };
 
-/** Rows of exact attention in float64: of a few heads, the first, some in the middle and the last. */
+/** Sampled rows of the right answer `[1, heads, queries, dim]`. */
 export class Reference {
-  readonly #samples: Sample[] = [];
-  readonly #queries: number;
-  readonly #heads: number;
+  readonly #samples: readonly Sample[];
 
-  constructor(inputs: Inputs, meaning: Meaning) {
-    const [, heads, queries] = inputs.q.dims as [number, number, number];
-    this.#queries = queries;
-    this.#heads = heads;
-    const values = { q: numbers(inputs.q), k: numbers(inputs.k), v: numbers(inputs.v) };
-    for (const head of distinct([0, heads >> 1, heads - 1])) {
-      for (const row of distinct([0, 1, queries >> 2, queries >> 1, queries - 2, queries - 1])) {
-        if (row >= 0 && row < queries) this.#samples.push(sample(inputs, values, meaning, head, row));
-      }
-    }
+  /**
+   * @param rowOf computes a row; all rows of a head are asked for one after the other
+   * @param allowance how many times the usual error may be
+   */
+  constructor(
+    private readonly heads: number,
+    private readonly queries: number,
+    rowOf: (head: number, row: number) => Omit<Sample, 'head' | 'row'>,
+    private readonly allowance = 1,
+  ) {
+    this.#samples = sampledHeads(heads).flatMap((head) =>
+      sampledRows(queries).map((row) => ({ head, row, ...rowOf(head, row) })),
+    );
   }
 
   /**
    * Holds the sampled rows of an output against the reference.
    *
    * @param output elements in the order `[heads, length, dim]`, or `[length, heads, dim]` if `positionsFirst`
-   * @returns the largest error as a share of Σ p |v|
+   * @returns the largest error as a share of the scale
    * @throws WrongAnswer
    */
   check(name: string, output: Tensor, positionsFirst = false): number {
     const found = numbers(output);
+    const allowed = this.allowance * tolerances[output.type];
     let worst = 0;
     for (const { head, row, values, scale } of this.#samples) {
-      const start = (positionsFirst ? row * this.#heads + head : head * this.#queries + row) * values.length;
+      const start = (positionsFirst ? row * this.heads + head : head * this.queries + row) * values.length;
       for (const [d, value] of values.entries()) {
         const error = Math.abs((found[start + d] as number) - value) / (scale[d] as number);
         // Written so that NaN, and an element that is not there, fail.
-        if (!(error <= tolerances[output.type])) {
+        if (!(error <= allowed)) {
           throw new WrongAnswer(
             `${name}: wrong answer, not timed: head ${head}, row ${row}, element ${d} is ${found[start + d]}, ` +
-              `expected ${value} (relative error ${error.toExponential(1)}, allowed ${tolerances[output.type]})`,
+              `expected ${value} (relative error ${error.toExponential(1)}, allowed ${allowed})`,
           );
         }
         worst = Math.max(worst, error);
@@ -72,45 +67,14 @@ export class Reference {
   }
 }
 
-function sample(
-  { q, k }: Inputs,
-  values: { readonly q: Float32Array; readonly k: Float32Array; readonly v: Float32Array },
-  { causal, window = Infinity }: Meaning,
-  head: number,
-  row: number,
-): Sample {
-  const [, heads, queries, dim] = q.dims as [number, number, number, number];
-  const [, kvHeads, keys] = k.dims as [number, number, number];
-  const own = row + keys - queries;
-  const end = causal ? own + 1 : keys;
-  const start = Math.max(0, own - window + 1);
-  const query = values.q.subarray((head * queries + row) * dim, (head * queries + row + 1) * dim);
-  const first = Math.floor((head * kvHeads) / heads) * keys;
+/** A few heads: the first, the middle one and the last. */
+function sampledHeads(heads: number): number[] {
+  return distinct([0, heads >> 1, heads - 1]);
+}
 
-  const weights = new Float64Array(end - start);
-  let max = -Infinity;
-  for (let key = start; key < end; key++) {
-    let dot = 0;
-    for (let d = 0; d < dim; d++) dot += (query[d] as number) * (values.k[(first + key) * dim + d] as number);
-    weights[key - start] = dot / Math.sqrt(dim);
-    max = Math.max(max, dot / Math.sqrt(dim));
-  }
-  let sum = 0;
-  for (const [i, score] of weights.entries()) {
-    weights[i] = Math.exp(score - max);
-    sum += weights[i] as number;
-  }
-
-  const result = { head, row, values: new Float64Array(dim), scale: new Float64Array(dim) };
-  for (let key = start; key < end; key++) {
-    const weight = (weights[key - start] as number) / sum;
-    for (let d = 0; d < dim; d++) {
-      const value = values.v[(first + key) * dim + d] as number;
-      result.values[d] = (result.values[d] as number) + weight * value;
-      result.scale[d] = (result.scale[d] as number) + weight * Math.abs(value);
-    }
-  }
-  return result;
+/** A few rows: the first, some in the middle and the last. */
+function sampledRows(rows: number): number[] {
+  return distinct([0, 1, rows >> 2, rows >> 1, rows - 2, rows - 1]).filter((row) => row >= 0 && row < rows);
 }
 
 function distinct(items: readonly number[]): number[] {

@@ -7,7 +7,7 @@ export interface Contender {
   readonly side: 'ours' | 'peer' | 'machine';
   /** Useful arithmetic of a call: what causality or a window hides does not count, whoever computes it. */
   readonly flops: number;
-  /** Bytes that a call cannot avoid reading, where that is what takes the time; else 0. */
+  /** Bytes that a call cannot avoid reading from memory or writing to it, where that is what takes the time; else 0. */
   readonly bytes: number;
   readonly call: () => unknown;
   /**

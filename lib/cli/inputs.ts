@@ -18,6 +18,30 @@ export function makeInputs({ n, heads, kvHeads, dim }: Shape, type: DataType = '
   };
 }
 
+/**
+ * Inputs whose rows stand around a centre that moves on `steps` times along the sequence, as those of texts do. Of rows
+ * that are independent of each other, the means of segments and the sums over all keys would nearly vanish, and with them
+ * every mistake in what is made of them.
+ *
+ * @param spread standard deviation around the centres, whose own is 1; with 0 exact attention has a rank of `steps`
+ */
+export function driftingInputs(shape: Shape, steps = 64, spread = 1): Inputs {
+  const inputs = makeInputs(shape);
+  for (const [index, { data, dims }] of [inputs.q, inputs.k, inputs.v].entries()) {
+    const [, heads, n, dim] = dims as [number, number, number, number];
+    const rows = data as Float32Array;
+    const centres = randomNormal<'float32'>([1, heads, steps, dim], { seed: 4 + index }).data;
+    for (let row = 0; row < heads * n; row++) {
+      const centre = Math.floor(row / n) * steps + Math.floor(((row % n) * steps) / n);
+      for (let d = 0; d < dim; d++) {
+        const value = rows[row * dim + d] as number;
+        rows[row * dim + d] = (centres[centre * dim + d] as number) + spread * value;
+      }
+    }
+  }
+  return inputs;
+}
+
 /** The rows [start, end) of every head. */
 export function rows({ data, dims, type }: Tensor, start: number, end: number): Tensor {
   const [, heads, n, dim] = dims as [number, number, number, number];
@@ -56,4 +80,11 @@ export function copy({ data, dims, type }: Tensor): Tensor {
 /** The numbers of a tensor. */
 export function numbers(of: Tensor): Float32Array {
   return (of.type === 'float32' ? of : cast(of, 'float32')).data as Float32Array;
+}
+
+/** The numbers of each head of a tensor `[1, heads, length, dim]`. */
+export function headsOf(of: Tensor): (head: number) => Float32Array {
+  const all = numbers(of);
+  const size = all.length / (of.dims[1] as number);
+  return (head) => all.subarray(head * size, (head + 1) * size);
 }

@@ -127,8 +127,13 @@ async function peerProduct(product: Product, threads: number, peer: Onnxruntime)
   };
 }
 
-/** Bytes that surely do not stay in the processor's caches: four times the largest, and at least 128 MiB. */
-export function coldBytes(): number {
+/** How many copies of so many bytes surely do not all stay in the processor's caches; no more than 128. */
+export function coldCopies(bytes: number): number {
+  return Math.min(128, Math.ceil(coldBytes() / bytes));
+}
+
+/** Four times the largest cache, and at least 128 MiB. */
+function coldBytes(): number {
   let cache = 0;
   try {
     const text = fs.readFileSync('/sys/devices/system/cpu/cpu0/cache/index3/size', 'utf8');

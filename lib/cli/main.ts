@@ -12,7 +12,8 @@ import { infoReport, infoText } from './info';
 import { PackageMissing } from './installed';
 import { progressBar } from './progress';
 import { benchText } from './report';
-import { allSuites, type Case, decode, prefill, suites } from './suite';
+import { type Case, decode, prefill } from './suite';
+import { allSuites, suites } from './suites';
 
 const exits = { ok: 0, failed: 1, usage: 2 } as const;
 

@@ -14,7 +14,7 @@ export interface Row {
   readonly error?: number;
   /** Useful arithmetic, GFLOP/s at the median. */
   readonly gflops?: number;
-  /** Bytes that must be read, GB/s at the median. */
+  /** Bytes that must be read or written, GB/s at the median. */
   readonly gbs?: number;
   /** Of the best matrix-product rate of the whole run. */
   readonly matmulShare?: number;

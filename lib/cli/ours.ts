@@ -3,9 +3,9 @@ import { KvCache } from '../cache';
 import { cast } from '../convert';
 import { attention, attentionSync } from '../full';
 import { type DataType, type Tensor, zeros } from '../tensor';
-import { Reference } from './check';
 import { attentionFlops, type Contender, decodeFlops, kvBytes } from './contender';
 import { type Inputs, makeInputs, rows } from './inputs';
+import { fullReference } from './reference/full';
 import type { DecodeCase, PrefillCase, Variant } from './suite';
 
 export const elementBytes: Readonly<Record<DataType, number>> = { float32: 4, float16: 2, bfloat16: 2 };
@@ -40,7 +40,7 @@ export function oursPrefill(given: PrefillCase, how: How, variant?: Variant): Co
     bytes: 0,
     call,
     check: async () =>
-      new Reference(inputs, { causal, ...(window === undefined ? {} : { window }) }).check(
+      fullReference(inputs, { causal, ...(window === undefined ? {} : { window }) }).check(
         label(variant),
         await call(),
       ),
@@ -80,7 +80,7 @@ export function oursDecode(given: DecodeCase, inputs: Inputs, copies: Copies, ho
     bytes,
     call,
     check: async () => {
-      const reference = new Reference(stored, { causal: true });
+      const reference = fullReference(stored, { causal: true });
       // Every cache is checked: a fault may sit in one page of one of them.
       return Math.max(...caches.map(() => reference.check(label(variant), call())));
     },
@@ -93,6 +93,6 @@ export function oursDecode(given: DecodeCase, inputs: Inputs, copies: Copies, ho
 /** How many copies of so many bytes it takes that turning through them always reads from memory. */
 export type Copies = (bytes: number) => number;
 
-function label(variant?: Variant): string {
+export function label(variant?: { readonly name: string }): string {
   return variant === undefined ? 'ours' : `ours, ${variant.name}`;
 }

@@ -7,46 +7,64 @@ import { promisify } from 'node:util';
 import { WrongAnswer } from './check';
 import type { Contender } from './contender';
 import type { Row } from './measured';
+import { type Method, width } from './method';
 import { type How, oursPrefill } from './ours';
 import { peerPrefill } from './peer/contenders';
 import type { Onnxruntime } from './peer/onnxruntime';
-import { type ProcessCase, prefill, type Shape } from './suite';
+import { type ApproximateCase, approximate, type PrefillCase, type ProcessCase, prefill, type Shape } from './suite';
 import { interleave, summarize } from './timing';
 
 /** What a process that measures memory is told. */
 export interface MemoryRequest {
   readonly side: 'ours' | 'peer';
-  readonly shape: Shape;
-  readonly causal: boolean;
+  readonly subject: PrefillCase | ApproximateCase;
   readonly how: How;
 }
 
 export type MemoryAnswer =
-  | { readonly growthMiB: number; readonly error: number }
+  | { readonly name: string; readonly growthMiB: number; readonly error: number }
+  /** This side cannot be asked for it. */
+  | { readonly missing: true }
   | { readonly failure: string; readonly wrong: boolean };
 
 /** Peak memory of one call in a process of its own, beyond what the inputs took: the output is part of it. */
 export async function measureMemory(
-  { shape }: ProcessCase,
+  { shape, method }: ProcessCase,
   runs: number,
   how: How,
   peer?: Onnxruntime,
 ): Promise<Row[]> {
+  const subjects =
+    method === undefined
+      ? [false, true].map((causal) => prefill('memory', shape, causal))
+      : [approximate('memory', method, shape)];
   const rows: Row[] = [];
   for (const side of peer === undefined ? (['ours'] as const) : (['ours', 'peer'] as const)) {
-    for (const causal of [false, true]) {
+    for (const subject of subjects) {
       const growth: number[] = [];
       let error = 0;
+      let name = '';
       for (let run = 0; run < Math.min(runs, 3); run++) {
-        const answer = await askChild({ side, shape, causal, how });
+        const answer = await askChild({ side, subject, how });
+        if (answer === undefined) break;
         growth.push(answer.growthMiB);
         error = Math.max(error, answer.error);
+        name = answer.name;
       }
-      const form = side === 'ours' ? 'ours' : `onnxruntime ${memoryForm(causal)}`;
-      rows.push({ name: causal ? `${form}, causal` : form, side, unit: 'MiB', value: summarize(growth), error });
+      if (growth.length === 0) continue;
+      const causal = subject.kind === 'prefill' && subject.causal;
+      rows.push({ name: causal ? `${name}, causal` : name, side, unit: 'MiB', value: summarize(growth), error });
     }
   }
+  if (method !== undefined) rows.push(linearMemory(method, shape));
   return rows;
+}
+
+/** What a method needs that holds its own rows of every head and an output, and nothing else that grows with n. */
+function linearMemory(method: Method, shape: Shape): Row {
+  const { n, heads, dim } = shape;
+  const bytes = 4 * heads * n * (width(method, shape) + dim);
+  return { name: 'n·(m + d) of all heads', side: 'machine', unit: 'MiB', value: summarize([bytes / 2 ** 20]) };
 }
 
 /** The forms of onnxruntime that do not hold all scores. */
@@ -54,7 +72,7 @@ export function memoryForm(causal: boolean): 'GroupQueryAttention' | 'MultiHeadA
   return causal ? 'GroupQueryAttention' : 'MultiHeadAttention';
 }
 
-async function askChild(request: MemoryRequest): Promise<Extract<MemoryAnswer, { growthMiB: number }>> {
+async function askChild(request: MemoryRequest): Promise<Extract<MemoryAnswer, { growthMiB: number }> | undefined> {
   const child = fork(path.join(__dirname, 'memory-child.js'), { execArgv: ['--expose-gc'] });
   const answer = await new Promise<MemoryAnswer>((resolve, reject) => {
     child.once('message', (message) => resolve(message as MemoryAnswer));
@@ -63,7 +81,7 @@ async function askChild(request: MemoryRequest): Promise<Extract<MemoryAnswer, {
     child.send(request);
   });
   if ('failure' in answer) throw answer.wrong ? new WrongAnswer(answer.failure) : new Error(answer.failure);
-  return answer;
+  return 'missing' in answer ? undefined : answer;
 }
 
 const timerMs = 5;

@@ -1,5 +1,6 @@
-/** What the benchmark can measure, as data: a table of named cases. How a case is run stands in `case.ts`. */
+/** What the benchmark can measure, as data. The named cases stand in `suites.ts`, how a case is run in `case.ts`. */
 import type { DataType } from '../tensor';
+import { type Method, type MethodVariant, methodName } from './method';
 
 /** Extents of an attention call: n queries over n keys, or in decode one query over n cached keys. */
 export interface Shape {
@@ -57,13 +58,29 @@ export interface DecodeCase extends Named {
   readonly forms: readonly DecodeForm[];
 }
 
+/** One call of a method of the low-rank family, float32. */
+export interface ApproximateCase extends Named {
+  readonly kind: 'approximate';
+  readonly shape: Shape;
+  readonly method: Method;
+  /** Linear attention only: one token against the state of n − 1 before it. */
+  readonly step: boolean;
+  readonly variants: readonly MethodVariant[];
+  /** Time exact attention beside it. */
+  readonly exact: boolean;
+  /** Ask onnxruntime for the same method, where it can be had there. */
+  readonly peer: boolean;
+}
+
 /** Memory, the event loop, and loading: not the time of a call. */
 export interface ProcessCase extends Named {
   readonly kind: 'memory' | 'latency' | 'load';
   readonly shape: Shape;
+  /** Of memory: what is called. Default exact attention. */
+  readonly method?: Method;
 }
 
-export type Case = PrefillCase | DecodeCase | ProcessCase;
+export type Case = PrefillCase | DecodeCase | ApproximateCase | ProcessCase;
 
 /** `n1024 H8 d64`, or `n4096 H32/8 d64` where heads share keys. */
 export function shapeName({ n, heads, kvHeads, dim }: Shape): string {
@@ -85,8 +102,6 @@ export const decodeForms: readonly DecodeForm[] = [
   'GroupQueryAttention, past',
   'GroupQueryAttention, shared',
 ];
-
-const shape = (n: number, heads: number, dim: number, kvHeads = heads): Shape => ({ n, heads, kvHeads, dim });
 
 /** A prefill case with the usual choices filled in. */
 export function prefill(suite: string, of: Shape, causal: boolean, more: Partial<PrefillCase> = {}): PrefillCase {
@@ -119,59 +134,26 @@ export function decode(suite: string, of: Shape, more: Partial<DecodeCase> = {})
   };
 }
 
-const prefillShapes = [
-  [8, 64],
-  [32, 64],
-  [8, 128],
-].flatMap(([heads, dim]) => [1024, 2048, 4096].map((n) => shape(n, heads as number, dim as number)));
-
-const decodeShapes = [4096, 16384].flatMap((n) => [32, 8, 1].map((kvHeads) => shape(n, 32, 64, kvHeads)));
-
-const oneThread: Variant = { name: 'one thread', threads: 1 };
-const mha: Variant = { name: '32 key/value heads', kvHeads: 32 };
-
-/** Cases by suite. */
-export const suites: Readonly<Record<string, readonly Case[]>> = {
-  /** A first look in under a minute. */
-  quick: [
-    prefill('quick', shape(1024, 8, 64), false),
-    prefill('quick', shape(1024, 8, 64), true, { forms: ['GroupQueryAttention'] }),
-    decode('quick', shape(4096, 32, 64, 8)),
-    prefill('quick', shape(128, 8, 64), false),
-  ],
-  prefill: prefillShapes.map((of) => prefill('prefill', of, false)),
-  causal: prefillShapes.map((of) => prefill('causal', of, true, { forms: ['GroupQueryAttention'] })),
-  window: [
-    prefill('window', shape(8192, 8, 64), true, {
-      window: 256,
-      variants: [{ name: 'without window', unwindowed: true }],
-    }),
-  ],
-  gqa: [
-    prefill('gqa', shape(2048, 32, 64, 8), false, { variants: [mha] }),
-    prefill('gqa', shape(2048, 32, 64, 8), true, { variants: [mha], forms: ['GroupQueryAttention'] }),
-  ],
-  decode: decodeShapes.map((of) => decode('decode', of)),
-  small: [
-    prefill('small', shape(128, 8, 64), false, { variants: [{ name: 'sync', sync: true }] }),
-    prefill('small', shape(128, 8, 64), true, { variants: [{ name: 'sync', sync: true }] }),
-    prefill('small', shape(16, 1, 64), false, { sync: true, variants: [{ name: 'into `out`', out: true }] }),
-  ],
-  threads: [
-    prefill('threads', shape(128, 8, 64), false, { variants: [oneThread], forms: [] }),
-    prefill('threads', shape(2048, 8, 64), false, { variants: [oneThread], forms: [] }),
-    prefill('threads', shape(2048, 8, 64), true, { variants: [oneThread], forms: [] }),
-    prefill('threads', shape(8192, 1, 64), true, { variants: [oneThread], forms: [] }),
-    ...decodeShapes
-      .filter(({ n }) => n === 16384)
-      .map((of) => decode('threads', of, { variants: [oneThread], forms: [] })),
-  ],
-  memory: [{ kind: 'memory', suite: 'memory', name: 'peak memory n8192 H8 d64', shape: shape(8192, 8, 64) }],
-  latency: [
-    { kind: 'latency', suite: 'latency', name: 'timer during a long call', shape: shape(8192, 8, 64) },
-    { kind: 'load', suite: 'latency', name: 'loading', shape: shape(16, 1, 64) },
-  ],
-};
-
-/** Suites in the order `all` runs them; the first look is a part of the others. */
-export const allSuites: readonly string[] = Object.keys(suites).filter((name) => name !== 'quick');
+/** A case of the low-rank family with the usual choices filled in. */
+export function approximate(
+  suite: string,
+  method: Method,
+  of: Shape,
+  more: Partial<ApproximateCase> = {},
+): ApproximateCase {
+  return {
+    kind: 'approximate',
+    suite,
+    name: [shapeName(of), methodName(method), ...(more.step ? ['step'] : [])].join(' '),
+    shape: of,
+    method,
+    step: false,
+    variants: [
+      { name: 'into `out`', out: true },
+      { name: 'one thread', threads: 1 },
+    ],
+    exact: false,
+    peer: true,
+    ...more,
+  };
+}

@@ -1,15 +1,15 @@
 /** onnxruntime's side of a case. */
 import type { Tensor } from '../../tensor';
-import { Reference } from '../check';
 import { attentionFlops, type Contender, decodeFlops, kvBytes } from '../contender';
 import { copy, type Inputs, makeInputs, positionsFirst, rows } from '../inputs';
 import type { Copies } from '../ours';
+import { fullReference } from '../reference/full';
 import type { DecodeCase, DecodeForm, Form, PrefillCase } from '../suite';
 import { type Attributes, groupQueryAttention, multiHeadAttention, onnxAttention, plainAttention } from './models';
 import type { ElementType } from './onnx-model';
 import type { Feeds, Onnxruntime, OnnxTensor } from './onnxruntime';
 
-const nameOf = (form: string): string => `onnxruntime ${form}`;
+export const nameOf = (form: string): string => `onnxruntime ${form}`;
 
 /** Why a form cannot take part, or undefined if it can. */
 export function obstacle({ shape, type }: PrefillCase, form: Form, freeBytes: number): string | undefined {
@@ -64,7 +64,7 @@ export async function peerPrefill(
     call: () => session.run(feeds),
     check: async () => {
       const { o } = await session.run(feeds);
-      const reference = new Reference(inputs, { causal, ...(window === undefined ? {} : { window }) });
+      const reference = fullReference(inputs, { causal, ...(window === undefined ? {} : { window }) });
       return reference.check(name, o as Tensor, form === 'MultiHeadAttention' || form === 'GroupQueryAttention');
     },
     dispose: () => session.release(),
@@ -120,7 +120,7 @@ export async function peerDecode(
     flops: decodeFlops(shape),
     bytes,
     call,
-    check: async () => new Reference(inputs, { causal: true }).check(name, (await call()).o as Tensor),
+    check: async () => fullReference(inputs, { causal: true }).check(name, (await call()).o as Tensor),
     dispose: () => session.release(),
   };
 }

@@ -2,12 +2,10 @@
  * The forms in which onnxruntime offers attention, as models of one or a few nodes. Rows of queries, keys and values
  * are `[batch, length, heads · dim]` in onnxruntime's own operators and `[batch, heads, length, dim]` in ONNX's.
  */
-import { type Attribute, type ElementType, encodeModel, microsoft, type Node, type Value } from './onnx-model';
+import { type Attribute, type ElementType, encodeModel, microsoft, type Node, scalar, value } from './onnx-model';
 
 /** A node's attributes by name. */
 export type Attributes = Readonly<Record<string, Attribute>>;
-
-const value = (name: string, type: ElementType, dims: readonly (number | string)[]): Value => ({ name, type, dims });
 
 /** Optional inputs and outputs of {@link onnxAttention}. */
 export interface OnnxAttentionParts {
@@ -112,7 +110,7 @@ export function plainAttention(dim: number, type: ElementType = 'float32'): Uint
     nodes,
     inputs: [value('q', type, rows), value('k', type, keys), value('v', type, keys)],
     outputs: [value('o', type, rows)],
-    constants: { scale: 1 / Math.sqrt(dim) },
+    constants: { scale: scalar(1 / Math.sqrt(dim)) },
   });
 }
 

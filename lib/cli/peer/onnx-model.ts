@@ -12,12 +12,27 @@ export interface Value {
   readonly dims: readonly (number | string)[];
 }
 
-/** onnx.proto tells integers from floats by field, JavaScript does not: attributes say which they are. */
+export const value = (name: string, type: ElementType, dims: readonly (number | string)[]): Value => ({
+  name,
+  type,
+  dims,
+});
+
+/** A tensor that is a part of the model. */
+export interface Constant {
+  readonly type: 'float32' | 'int64';
+  readonly dims: readonly number[];
+  readonly data: readonly number[];
+}
+
+export const scalar = (number: number): Constant => ({ type: 'float32', dims: [], data: [number] });
+
+/** onnx.proto tells types apart by field, JavaScript does not: attributes say which they are. */
 export type Attribute =
   | { readonly int: number }
   | { readonly float: number }
-  | { readonly ints: readonly number[] }
-  | { readonly text: string };
+  | { readonly text: string }
+  | { readonly ints: readonly number[] };
 
 export interface Node {
   readonly op: string;
@@ -35,8 +50,7 @@ export interface Model {
   readonly nodes: readonly Node[];
   readonly inputs: readonly Value[];
   readonly outputs: readonly Value[];
-  /** Scalar float32 constants by name. */
-  readonly constants?: Readonly<Record<string, number>>;
+  readonly constants?: Readonly<Record<string, Constant>>;
 }
 
 /** Domain of onnxruntime's own operators. */
@@ -47,9 +61,7 @@ export function encodeModel({ opset, nodes, inputs, outputs, constants = {} }: M
   const graph = new Message();
   for (const node of nodes) graph.message(1, encodeNode(node));
   graph.text(2, 'graph');
-  for (const [name, value] of Object.entries(constants)) {
-    graph.message(5, new Message().int(2, elementTypes.float32).float(4, value).text(8, name));
-  }
+  for (const [name, constant] of Object.entries(constants)) graph.message(5, encodeConstant(name, constant));
   for (const value of inputs) graph.message(11, encodeValue(value));
   for (const value of outputs) graph.message(12, encodeValue(value));
   // The format's version: 11 came with opset 24, 10 with 21.
@@ -77,6 +89,14 @@ function encodeAttribute(name: string, attribute: Attribute): Message {
   if ('text' in attribute) return message.text(4, attribute.text).int(20, 3);
   for (const item of attribute.ints) message.int(8, item);
   return message.int(20, 7);
+}
+
+function encodeConstant(name: string, { type, dims, data }: Constant): Message {
+  const message = new Message();
+  for (const extent of dims) message.int(1, extent);
+  message.int(2, elementTypes[type]);
+  for (const item of data) type === 'float32' ? message.float(4, item) : message.int(7, item);
+  return message.text(8, name);
 }
 
 function encodeValue({ name, type, dims }: Value): Message {

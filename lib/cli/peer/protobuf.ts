@@ -24,7 +24,8 @@ export class Message {
   bytes(field: number, value: Uint8Array): this {
     this.#key(field, 2);
     this.#varint(value.length);
-    this.#bytes.push(...value);
+    // One by one: a whole model would be more arguments than a call may have.
+    for (const byte of value) this.#bytes.push(byte);
     return this;
   }
 

@@ -275,7 +275,7 @@ LA_INLINE void flashForward(const FullProblem& problem, const FullSequence& sequ
                             Index panelCount, KeyRange keys, const FlashScratch& scratch, const Execution& execution) {
   const Index kvHead = panels[0].kvHead;
   // Fewer panels have no time for it, and short sequences, whose blocks are small, stay in the caches.
-  constexpr Index kPrefetchingPanels = 4;
+  constexpr Index kPrefetchingPanels = 2;
   forTiles(keys, kKeyTile, [&](KeyRange tile) {
     if (execution.aborted()) return false;
     if (hiddenFromAll(problem, sequence, tile)) return true;

@@ -2,13 +2,14 @@
 // the mathematics and cpu/flash.h for the loop.
 //
 // A unit is a block of query rows of one key/value head, over all keys or over one split of them:
-//   many rows: blocks of rows walk over all their keys and write their output.
+//   many rows: blocks of rows walk over all their keys and write their output; few keys have a loop of their own.
 //   few rows (decode): the keys are cut into splits; every split leaves its partial state (output, max, sum), and a
 //   second pass merges the splits in ascending order. Splits depend on the sequence's own extents alone, so neither
 //   the batch nor the number of threads can change a bit of the result.
 // Heads of one group (GQA) stand side by side as rows, so they share every key and value that is read.
 
 #include "core/execution.h"
+#include "cpu/few.h"
 #include "cpu/kernels.h"
 #include "cpu/stream.h"
 
@@ -33,8 +34,9 @@ LA_INLINE auto withPanelShape(Index rows, const Body& body) {
 
 // How one sequence is cut. Lies in the workspace, one a sequence.
 struct SequencePlan {
-  Index rows = 0;   // query rows that share a key/value head
-  Index width = 0;  // of its panels
+  bool few = false;  // keys, see cpu/few.h
+  Index rows = 0;    // query rows that share a key/value head
+  Index width = 0;   // of its panels
   Index blockRows = 0;
   Index blocks = 0;
   Index splitKeys = 0;
@@ -43,6 +45,8 @@ struct SequencePlan {
   Index firstState = 0;  // floats into the split states
 };
 
+// Rows of a block over few keys at most.
+constexpr Index kFewBlock = 1024;
 // More splits than this are merged for no gain; longer sequences get longer splits.
 constexpr Index kMaxSplits = 64;
 
@@ -52,6 +56,7 @@ constexpr Index kMaxPanels = 32;
 LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequence& sequence, Index threads) {
   SequencePlan plan;
   plan.rows = sequence.queries * (problem.heads / problem.kvHeads);
+  plan.few = seesFewKeys(problem, sequence, plan.rows);
   plan.width = withPanelShape(plan.rows, [](auto shape) { return decltype(shape)::kWidth; });
   const bool split = plan.rows <= problem.splitRows;
   const Index shortest = kSplitKeys * maximum(1, divideUp(plan.rows, kSplitRows));
@@ -60,6 +65,8 @@ LA_INLINE SequencePlan planSequence(const FullProblem& problem, const FullSequen
   // A key/value tile is read once a block, so large blocks keep the outer caches out of the matter, as long as their
   // panels stay in L2 (docs/performance.md).
   plan.blockRows = minimum(problem.headDim + problem.valueDim <= 256 ? 512 : 256, kMaxPanels * plan.width);
+  // The same goes for bringing few keys to lanes, which is done once a block.
+  if (plan.few) plan.blockRows = kFewBlock;
   // Shorter calls are cut finer, for the sake of the last thread to finish; very short ones, so that all have work.
   const auto unitsBelow = [&](Index unitsOfThread) {
     return problem.sequenceCount * problem.kvHeads * divideUp(plan.rows, plan.blockRows) * plan.splits <
@@ -78,11 +85,16 @@ LA_INLINE Index splitStateFloats(const FullProblem& problem, const SequencePlan&
 }
 
 // Scratch of one worker: that of the loops, then queries and states of a block's panels.
-LA_INLINE Index workerFloats(const FullProblem& problem, const SequencePlan& plan) {
-  const Index panels = divideUp(plan.blockRows, plan.width);
+LA_INLINE Index panelFloats(const FullProblem& problem, const SequencePlan& plan) {
+  const Index panels = plan.few ? 1 : divideUp(plan.blockRows, plan.width);
   return flashScratchFloats(problem, plan.width) +
          panels * (problem.headDim * plan.width + stateFloats(problem, plan.width)) +
          (plan.width <= kStreamRows ? streamScratchFloats(problem) : 0);
+}
+
+// Of either loop: fewer rows or keys may come than were planned for, which brings the other one in.
+LA_INLINE Index workerFloats(const FullProblem& problem, const FullSequence& sequence, const SequencePlan& plan) {
+  return maximum(panelFloats(problem, plan), fewScratchFloats(problem, sequence.keys));
 }
 
 // Where everything lies in the workspace: the plans, the states of all splits, then each worker's own scratch.
@@ -106,7 +118,7 @@ LA_INLINE FullWorkspace layOut(const FullProblem& problem, Index threads, std::b
     plan.firstState = states;
     space.units += problem.kvHeads * plan.blocks * plan.splits;
     if (plan.splits > 1) states += problem.kvHeads * plan.blocks * plan.splits * splitStateFloats(problem, plan);
-    space.workerFloats = maximum(space.workerFloats, workerFloats(problem, plan));
+    space.workerFloats = maximum(space.workerFloats, workerFloats(problem, problem.sequences[s * step], plan));
     if (memory != nullptr) space.plans[s] = plan;
   }
   // Panels are counted in multiples of a vector, workers in multiples of a page, so that no two share a cache line.
@@ -247,6 +259,12 @@ void runFull(const FullProblem& problem, const Execution& execution) {
     const Unit unit{problem, problem.sequences[s], plan, plan.blocks - 1 - within / perBlock,
                     within % perBlock / plan.splits};
     float* memory = space.workers + worker * space.workerFloats;
+    if (plan.few) {
+      const Index first = unit.block * plan.blockRows;
+      fewForward(problem, unit.sequence, unit.kvHead, first, minimum(plan.blockRows, plan.rows - first), memory,
+                 execution);
+      return;
+    }
     withPanelShape(plan.rows, [&](auto shape) {
       runBlock<decltype(shape)>(unit, within % plan.splits, space.states, memory, execution);
     });

@@ -159,6 +159,12 @@ LA_INLINE void mergeState(const FullProblem& problem, const Panel& into, const P
   }
 }
 
+// ln Σ e^score, or log2 Σ 2^score where the problem is in those units, of a row with the sum Σ 2^(score − max).
+LA_INLINE float lseOf(const FullProblem& problem, float max, float sum) {
+  const float lse = max + ::log2f(sum);
+  return problem.base2 ? lse : kLn2 * lse;
+}
+
 // Writes output / rowSum and lse = ln Σ e^score of every row. A row that saw no key gives zeros.
 template <class Shape>
 LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequence, const Panel& panel) {
@@ -177,8 +183,7 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
       const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
       target[r] = elementAt(sequence.output.data, problem.outputType, first);
       if (sequence.lse != nullptr) {
-        const float lse = panel.rowMax[lane + r] + ::log2f(sum);
-        sequence.lse[head * sequence.queryRows + query] = problem.base2 ? lse : kLn2 * lse;
+        sequence.lse[head * sequence.queryRows + query] = lseOf(problem, panel.rowMax[lane + r], sum);
       }
     }
     for (Index c = 0; c < problem.valueDim; c += kRowChunk) {

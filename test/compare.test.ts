@@ -7,6 +7,7 @@ import path from 'node:path';
 import { attention, elu, linearAttention, nystromAttention, randomNormal, type Tensor } from '../lib';
 import { bytesText, factorText, percentText, timeText, timeTick } from '../lib/cli/compare/numbers';
 import { root } from './files';
+import { type Content, writeNpy } from './tensor-files';
 
 jest.setTimeout(120_000);
 
@@ -30,16 +31,8 @@ function json(line: string): any {
   return JSON.parse(stdout);
 }
 
-/** A .npy file of numbers by their index. */
-function npy(name: string, dims: readonly number[], value: (index: number) => number): void {
-  const header = `{'descr': '<f4', 'fortran_order': False, 'shape': (${dims.join(', ')},), }`.padEnd(117);
-  const start = Buffer.from('\x93NUMPY\x01\x00', 'latin1');
-  const length = Buffer.from([header.length + 1, 0]);
-  const count = dims.reduce((product, extent) => product * extent, 1);
-  const data = Float32Array.from({ length: count }, (_, i) => value(i));
-  const content = Buffer.concat([start, length, Buffer.from(`${header}\n`), Buffer.from(data.buffer)]);
-  fs.writeFileSync(path.join(work, name), content);
-}
+const npy = (name: string, dims: readonly number[], value: Content['value']) =>
+  writeNpy(path.join(work, name), { dims, value });
 
 const random = '--random --n 96 --heads 2 --dim 8';
 

@@ -6,6 +6,8 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import path from 'node:path';
 
+import { writeNpy, writeSafetensors } from './tensor-files';
+
 jest.setTimeout(180_000);
 
 const root = path.resolve(__dirname, '..');
@@ -31,6 +33,10 @@ function run(args: readonly string[], cwd: string): string {
 beforeAll(() => {
   fs.rmSync(work, { recursive: true, force: true });
   fs.mkdirSync(work, { recursive: true });
+  // The user's own tensors, which commands name.
+  const content = (seed: number) => ({ dims: [2, 96, 8], value: (i: number) => Math.sin(i * seed) });
+  for (const [index, name] of ['q', 'k', 'v'].entries()) writeNpy(path.join(work, `${name}.npy`), content(index + 1));
+  writeSafetensors(path.join(work, 'layer.safetensors'), { q: content(1), k: content(2), v: content(3) });
   programs.forEach((text, index) => {
     fs.writeFileSync(path.join(work, `example${index}.mts`), text);
   });

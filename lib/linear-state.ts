@@ -131,8 +131,12 @@ let methodOf: (state: LinearState) => CheckedMethod;
  * head a matrix S (F × valueDim) and, to normalise, a vector z (F), in float64, as they are summed without end.
  *
  * A prompt is read with `linearAttention(q, k, v, { state })`, and so is each further token, or with `append` and
- * `attend`. Updates are held back until they are complete: a call that fails or is aborted leaves the state as it was.
- * While an asynchronous call is updating a state, every other call on it is refused with `ERR_ARGUMENT`: await it first.
+ * `attend`. A call that fails or is aborted leaves the state as it was. While an asynchronous call is updating a state,
+ * every other call on it is refused with `ERR_ARGUMENT`: await it first.
+ *
+ * An update is made in place, which spares memory and its bandwidth, unless the old state may still be needed: by an
+ * asynchronous call with a `signal`, which may be aborted half-way, or while asynchronous calls that only read are
+ * going on. Then it is written beside.
  */
 export class LinearState {
   static {
@@ -148,7 +152,7 @@ export class LinearState {
     };
     methodOf = (state) => state.#method;
     opOn = (use, call) => (_operands, numbers, threads, isa, async, abort) =>
-      use.state.#run(use, call, (states) =>
+      use.state.#run(use, call, abort !== null, (states) =>
         addon.linear(linearOperands(call, states), numbers, threads, isa, async, abort),
       );
   }
@@ -169,9 +173,10 @@ export class LinearState {
   readonly #method: CheckedMethod;
   #length = 0;
   #updating = false;
-  /** Undefined once disposed. The spare takes the next update. */
+  /** Undefined once disposed. */
   #current: StateMemory | undefined;
-  #spare: StateMemory | undefined;
+  /** What calls in flight hold beside it: the state that one is writing, and older ones that others read. */
+  readonly #others = new Set<StateMemory>();
 
   /** @throws AttentionError ERR_ARGUMENT, ERR_TYPE, ERR_SHAPE, ERR_UNSUPPORTED, ERR_MEMORY */
   constructor(options: LinearStateOptions) {
@@ -187,7 +192,7 @@ export class LinearState {
     this.scale = method.scale;
     this.features = plan.features;
     this.#method = method;
-    [this.#current, this.#spare] = guard(LinearState, () => [this.#allocate(), this.#allocate()]);
+    this.#current = guard(LinearState, () => this.#allocate());
   }
 
   /** Positions held, hidden ones included. */
@@ -195,9 +200,13 @@ export class LinearState {
     return this.#length;
   }
 
-  /** Bytes allocated: twice the state, as an update is written beside it; 0 once disposed. */
+  /**
+   * Bytes allocated: once the state; twice while an asynchronous call with a `signal` is updating it, and once more for each
+   * older state that calls in flight read; 0 once disposed.
+   */
   get byteLength(): number {
-    return (this.#current?.data.byteLength ?? 0) + (this.#spare?.data.byteLength ?? 0);
+    const each = this.#current?.data.byteLength ?? 0;
+    return each * (1 + this.#others.size);
   }
 
   /**
@@ -258,7 +267,7 @@ export class LinearState {
       if (!(#current in this)) throw expected('ERR_TYPE', 'state', 'a LinearState', this);
     });
     this.#current = undefined;
-    this.#spare = undefined;
+    this.#others.clear();
     this.#length = 0;
   }
 
@@ -273,6 +282,7 @@ export class LinearState {
   #run(
     { adds }: StateUse,
     { firstKey }: LinearCall,
+    mayStop: boolean,
     native: (states: LinearStates) => Outcome | Promise<Outcome>,
   ): Outcome | Promise<Outcome> {
     // The caller's getters have run since the call was prepared, and may have used the state.
@@ -281,22 +291,27 @@ export class LinearState {
       throw expected('ERR_ARGUMENT', 'state', 'a state that stays as it was when the call began', this);
     const current = this.#current as StateMemory;
     const before = this.#length === 0 ? null : current.data;
-    if (adds === undefined) return this.#reading(current, native({ before, after: null }));
-    // Calls that read may still be at what was current before the last update.
-    if ((this.#spare as StateMemory).readers > 0) this.#spare = this.#allocate();
-    const spare = this.#spare as StateMemory;
+    if (adds === undefined) {
+      const outcome = native({ before, after: null });
+      return before === null ? outcome : this.#reading(current, outcome);
+    }
+    // Other failures than an abort come before anything is written.
+    const inPlace = current.readers === 0 && (before === null || !mayStop);
+    const next = inPlace ? current : this.#allocate();
     const settle = (outcome: Outcome): Outcome => {
       this.#updating = false;
+      this.#others.delete(next);
       if (outcome === undefined && this.#current === current) {
-        this.#current = spare;
-        this.#spare = current;
+        this.#current = next;
         this.#length += adds;
+        if (current.readers > 0) this.#others.add(current);
       }
       return outcome;
     };
-    const outcome = native({ before, after: spare.data });
+    const outcome = native({ before, after: next.data });
     if (!isPromise(outcome)) return settle(outcome);
     this.#updating = true;
+    if (!inPlace) this.#others.add(next);
     return outcome.then(settle);
   }
 
@@ -305,6 +320,7 @@ export class LinearState {
     memory.readers++;
     return outcome.finally(() => {
       memory.readers--;
+      if (memory.readers === 0) this.#others.delete(memory);
     });
   }
 }

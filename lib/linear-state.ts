@@ -212,30 +212,30 @@ export class LinearState {
   /**
    * Adds the keys and values of one or many positions, on the calling thread and `threads` − 1 more.
    *
-   * @param key `[batch, heads, n, headDim]`
-   * @param value `[batch, heads, n, valueDim]`, of key's type
+   * @param k `[batch, heads, n, headDim]`
+   * @param v `[batch, heads, n, valueDim]`, of k's type
    * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED,
    *   ERR_CLOSED; the state is then as it was
    */
-  append(key: Tensor, value: Tensor, options?: LinearAppendOptions): void {
-    runSync(LinearState.prototype.append, () => prepareAppend(this, key, value, options));
+  append(k: Tensor, v: Tensor, options?: LinearAppendOptions): void {
+    runSync(LinearState.prototype.append, () => prepareAppend(this, k, v, options));
   }
 
   /**
    * What queries read from the state, on a worker thread: φ(q)S/(φ(q)·z + epsilon) or scale·φ(q)S. Every query reads all
    * that is held; for `cosformer()` the last one stands at the last position. The state stays as it is.
    *
-   * @param query `[batch, heads, queries, headDim]`, heads a multiple of the state's
-   * @returns `[batch, heads, queries, valueDim]` of query's type; zeros while nothing is held
+   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of q's type; zeros while nothing is held
    * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
    */
-  async attend(query: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
-    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, query, options));
+  async attend(q: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
+    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, q, options));
   }
 
   /** {@link attend} on the calling thread. */
-  attendSync(query: Tensor, options?: LinearAttendOptions): Tensor {
-    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, query, options));
+  attendSync(q: Tensor, options?: LinearAttendOptions): Tensor {
+    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, q, options));
   }
 
   /**
@@ -353,24 +353,24 @@ function checkRows(name: string, rows: Operand, dims: readonly number[]): void {
 
 function prepareAppend(
   value: LinearState,
-  key: Tensor,
-  values: Tensor,
+  k: Tensor,
+  v: Tensor,
   given: LinearAppendOptions | undefined,
 ): Call<undefined> {
   const { state, method } = checkState(value);
   const options = checkOptions<LinearAppendOptions>('options', given, appendNames);
   const { batch, heads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const keyRows = checkTensor('key', key, 4);
+  const keyRows = checkTensor('k', k, 4);
   const keys = keyRows.dims[rowsBeforeHeads ? 1 : 2] as number;
   const dims = (dim: number) => (rowsBeforeHeads ? [batch, keys, heads, dim] : [batch, heads, keys, dim]);
-  checkRows('key', keyRows, dims(headDim));
-  const valueRows = checkTensor('value', values, 4);
-  checkRows('value', valueRows, dims(valueDim));
+  checkRows('k', keyRows, dims(headDim));
+  const valueRows = checkTensor('v', v, 4);
+  checkRows('v', valueRows, dims(valueDim));
   if (valueRows.type !== keyRows.type)
-    throw expected('ERR_TYPE', 'value', `type '${keyRows.type}' as in \`key\``, valueRows.type);
+    throw expected('ERR_TYPE', 'v', `type '${keyRows.type}' as in \`k\``, valueRows.type);
   const firstKey = state.length;
-  checkPositions('key', method.featureMap, firstKey + keys);
+  checkPositions('k', method.featureMap, firstKey + keys);
   const qkv: Qkv = {
     ...{ query: none(headDim), key: keyRows, value: valueRows },
     ...{ batch, heads, kvHeads: heads, queries: 0, keys, headDim, valueDim, rowsBeforeHeads },
@@ -391,17 +391,17 @@ function prepareAppend(
   };
 }
 
-function prepareAttend(value: LinearState, query: Tensor, given: LinearAttendOptions | undefined): Call<Tensor> {
+function prepareAttend(value: LinearState, q: Tensor, given: LinearAttendOptions | undefined): Call<Tensor> {
   const { state, method } = checkState(value);
   const options = checkOptions<LinearAttendOptions>('options', given, attendNames);
   const { batch, heads: kvHeads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const rows = checkTensor('query', query, 4);
+  const rows = checkTensor('q', q, 4);
   const heads = rows.dims[rowsBeforeHeads ? 2 : 1] as number;
   const queries = rows.dims[rowsBeforeHeads ? 1 : 2] as number;
   if (heads === 0 || heads % kvHeads !== 0 || rows.dims[0] !== batch || rows.dims[3] !== headDim) {
     const shape = rowsBeforeHeads ? `queries, heads, ${headDim}` : `heads, queries, ${headDim}`;
-    throw expected('ERR_SHAPE', 'query', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
+    throw expected('ERR_SHAPE', 'q', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
   }
   const qkv: Qkv = {
     ...{ query: rows, key: none(headDim), value: none(valueDim) },

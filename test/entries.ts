@@ -202,8 +202,8 @@ export const calls: readonly Entry[] = [
   ...pair(
     'LinearState.attend',
     [stateMethod(smallLinearState, 'attend'), stateMethod(smallLinearState, 'attendSync')],
-    one,
-    (of, t, options) => of(t.query, options),
+    { ...one, tensors: { q: query } },
+    (of, t, options) => of(t.q, options),
   ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
@@ -300,9 +300,9 @@ export const entries: readonly Entry[] = [
   {
     name: 'LinearState.append',
     asynchronous: false,
-    tensors: { key: keyRows, value: valueRows },
+    tensors: { k: keyRows, v: valueRows },
     rank: 4,
-    call: (t, options) => append(smallLinearState, t.key, t.value, options),
+    call: (t, options) => append(smallLinearState, t.k, t.v, options),
   },
   {
     name: 'cast',

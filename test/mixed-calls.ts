@@ -205,15 +205,14 @@ function analysisCalls(): MixedCall[] {
       async ({ out: _, ...options }) => rows(await headSimilarity(wq, wk, options)),
     ),
     pair(
-      'alignment and angles',
-      ({ out: _, ...options }) => [
-        bitsTensor([linearCkaSync(x, y, options)]),
-        bitsTensor(principalAnglesSync(x, y, options)),
-      ],
-      async ({ out: _, ...options }) => [
-        bitsTensor([await linearCka(x, y, options)]),
-        bitsTensor(await principalAngles(x, y, options)),
-      ],
+      'alignment',
+      ({ out: _, ...options }) => bitsTensor([linearCkaSync(x, y, options)]),
+      async ({ out: _, ...options }) => bitsTensor([await linearCka(x, y, options)]),
+    ),
+    pair(
+      'angles',
+      ({ out: _, ...options }) => bitsTensor(principalAnglesSync(x, y, options)),
+      async ({ out: _, ...options }) => bitsTensor(await principalAngles(x, y, options)),
     ),
     pair(
       'principal components',

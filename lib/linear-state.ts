@@ -136,7 +136,7 @@ let methodOf: (state: LinearState) => CheckedMethod;
  *
  * An update is made in place, which spares memory and its bandwidth, unless the old state may still be needed: by an
  * asynchronous call with a `signal`, which may be aborted half-way, or while asynchronous calls that only read are
- * going on. Then it is written beside.
+ * going on. Then it is written to new memory, and the old is given back.
  */
 export class LinearState {
   static {
@@ -201,8 +201,8 @@ export class LinearState {
   }
 
   /**
-   * Bytes allocated: once the state; twice while an asynchronous call with a `signal` is updating it, and once more for each
-   * older state that calls in flight read; 0 once disposed.
+   * Bytes allocated: once the state; twice while an update is written beside it, and once more for each older state that
+   * calls in flight read; 0 once disposed.
    */
   get byteLength(): number {
     const each = this.#current?.data.byteLength ?? 0;

@@ -6,10 +6,6 @@
 
 namespace lowrank_attention {
 
-namespace {
-struct Nothing {};
-}  // namespace
-
 // Operands: source, target. Numbers: source type, target type, count.
 Napi::Value convert(const Napi::CallbackInfo& info) {
   Operands operands(info, 2, 3);
@@ -23,7 +19,7 @@ Napi::Value convert(const Napi::CallbackInfo& info) {
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<ConvertProblem, Nothing>>(kernels->convert, problem, Nothing()),
+  return runTask(info, std::make_unique<KernelTask<ConvertProblem>>(kernels->convert, problem),
                  static_cast<double>(problem.count));
 }
 
@@ -39,7 +35,7 @@ Napi::Value read(const Napi::CallbackInfo& info) {
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<ReadProblem, Nothing>>(kernels->read, problem, Nothing()),
+  return runTask(info, std::make_unique<KernelTask<ReadProblem>>(kernels->read, problem),
                  static_cast<double>(problem.count));
 }
 

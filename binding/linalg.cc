@@ -15,8 +15,6 @@ struct LinalgNumbers {
   enum : std::size_t { kOperation, kBatch, kRows, kColumns, kFactorColumns, kCount };
 };
 
-struct Nothing {};
-
 }  // namespace
 
 Napi::Value linalg(const Napi::CallbackInfo& info) {
@@ -50,7 +48,7 @@ Napi::Value linalg(const Napi::CallbackInfo& info) {
   if (!status.ok()) return statusValue(info.Env(), status);
   const double third = static_cast<double>(product ? problem.p : 5 * rank);
   const double cubed = static_cast<double>(problem.m) * static_cast<double>(problem.n) * third;
-  return runTask(info, std::make_unique<KernelTask<LinalgProblem, Nothing>>(kernels->linalg, problem, Nothing()),
+  return runTask(info, std::make_unique<KernelTask<LinalgProblem>>(kernels->linalg, problem),
                  2 * static_cast<double>(problem.batch) * cubed);
 }
 

@@ -8,7 +8,7 @@ namespace lowrank_attention {
 
 namespace {
 
-// After QkvOperands; each may be null.
+// After QkvOperands; each may be null. The two states may be one array.
 struct LinearOperands {
   enum : std::size_t {
     kStateIn = QkvOperands::kCount,  // float64 [batch][kvHeads][linearStateDoubles]
@@ -154,8 +154,6 @@ void readStates(Operands& operands, LinearProblem* problem) {
   };
   problem->stateIn = read(LinearOperands::kStateIn);
   problem->stateOut = read(LinearOperands::kStateOut);
-  if (problem->stateOut != nullptr && problem->stateOut == problem->stateIn)
-    operands.fail("state", "one memory for both");
 }
 
 // Operations of the call: every row is mapped, every key goes into the state and every query reads it.
@@ -188,7 +186,7 @@ Napi::Value linear(const Napi::CallbackInfo& info) {
   Status status = operands.status();
   const KernelSet* kernels = kernelsOf(info, &status);
   if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<LinearProblem, std::nullptr_t>>(kernels->linear, problem, nullptr),
+  return runTask(info, std::make_unique<KernelTask<LinearProblem>>(kernels->linear, problem),
                  operationsOf(problem, weightRows));
 }
 

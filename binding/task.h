@@ -35,11 +35,14 @@ class Task : public Job {
   std::unique_ptr<Napi::Promise::Deferred> deferred_;
 };
 
+// Of a problem that points to the caller's arrays only.
+struct NoMemory {};
+
 // A task that runs one kernel on one problem. `Memory` owns what the problem points to beside the caller's arrays.
-template <class Problem, class Memory>
+template <class Problem, class Memory = NoMemory>
 class KernelTask final : public Task {
  public:
-  KernelTask(const Kernel<Problem>& kernel, Problem problem, Memory memory)
+  KernelTask(const Kernel<Problem>& kernel, Problem problem, Memory memory = Memory())
       : kernel_(kernel), problem_(problem), memory_(std::move(memory)) {}
 
  protected:

@@ -77,7 +77,9 @@ struct LinearProblem {
 
   const std::uint8_t* keyMask = nullptr;  // [batch, keys], 0 hides: as if the key were not there, whatever it holds
   // [batch][kvHeads][linearStateDoubles]. Keys come after those of stateIn, if it is not null; stateOut, if not null,
-  // gets the state after the last key and is other memory than stateIn.
+  // gets the state after the last key. It may be stateIn itself: a head's state is written when all of it that is still
+  // to be read is in registers or scratch. A call that is aborted leaves any mixture of old and new in stateOut;
+  // nothing else ends it half-way.
   const double* stateIn = nullptr;
   double* stateOut = nullptr;
 };

@@ -1,6 +1,7 @@
 // A few tokens that continue a state: decoding. Reading the state and writing it back is the cost, so it is done once,
 // row after row, and every token of the call passes over a few rows while they are in registers and L1. Arithmetic on
-// the state is float64, as it is kept so.
+// the state is float64, as it is kept so. The state may be updated in place: every element is loaded before it is
+// stored.
 //
 // The delta rules need k·S before they can write: their tokens go over the state of a head twice each, while it is in
 // the caches.

@@ -131,8 +131,12 @@ let methodOf: (state: LinearState) => CheckedMethod;
  * head a matrix S (F × valueDim) and, to normalise, a vector z (F), in float64, as they are summed without end.
  *
  * A prompt is read with `linearAttention(q, k, v, { state })`, and so is each further token, or with `append` and
- * `attend`. Updates are held back until they are complete: a call that fails or is aborted leaves the state as it was.
- * While an asynchronous call is updating a state, every other call on it is refused with `ERR_ARGUMENT`: await it first.
+ * `attend`. A call that fails or is aborted leaves the state as it was. While an asynchronous call is updating a state,
+ * every other call on it is refused with `ERR_ARGUMENT`: await it first.
+ *
+ * An update is made in place, which spares memory and its bandwidth, unless the old state may still be needed: by an
+ * asynchronous call with a `signal`, which may be aborted half-way, or while asynchronous calls that only read are
+ * going on. Then it is written to new memory, and the old is given back.
  */
 export class LinearState {
   static {
@@ -148,7 +152,7 @@ export class LinearState {
     };
     methodOf = (state) => state.#method;
     opOn = (use, call) => (_operands, numbers, threads, isa, async, abort) =>
-      use.state.#run(use, call, (states) =>
+      use.state.#run(use, call, abort !== null, (states) =>
         addon.linear(linearOperands(call, states), numbers, threads, isa, async, abort),
       );
   }
@@ -169,9 +173,10 @@ export class LinearState {
   readonly #method: CheckedMethod;
   #length = 0;
   #updating = false;
-  /** Undefined once disposed. The spare takes the next update. */
+  /** Undefined once disposed. */
   #current: StateMemory | undefined;
-  #spare: StateMemory | undefined;
+  /** What calls in flight hold beside it: the state that one is writing, and older ones that others read. */
+  readonly #others = new Set<StateMemory>();
 
   /** @throws AttentionError ERR_ARGUMENT, ERR_TYPE, ERR_SHAPE, ERR_UNSUPPORTED, ERR_MEMORY */
   constructor(options: LinearStateOptions) {
@@ -187,7 +192,7 @@ export class LinearState {
     this.scale = method.scale;
     this.features = plan.features;
     this.#method = method;
-    [this.#current, this.#spare] = guard(LinearState, () => [this.#allocate(), this.#allocate()]);
+    this.#current = guard(LinearState, () => this.#allocate());
   }
 
   /** Positions held, hidden ones included. */
@@ -195,38 +200,42 @@ export class LinearState {
     return this.#length;
   }
 
-  /** Bytes allocated: twice the state, as an update is written beside it; 0 once disposed. */
+  /**
+   * Bytes allocated: once the state; twice while an update is written beside it, and once more for each older state that
+   * calls in flight read; 0 once disposed.
+   */
   get byteLength(): number {
-    return (this.#current?.data.byteLength ?? 0) + (this.#spare?.data.byteLength ?? 0);
+    const each = this.#current?.data.byteLength ?? 0;
+    return each * (1 + this.#others.size);
   }
 
   /**
    * Adds the keys and values of one or many positions, on the calling thread and `threads` − 1 more.
    *
-   * @param key `[batch, heads, n, headDim]`
-   * @param value `[batch, heads, n, valueDim]`, of key's type
+   * @param k `[batch, heads, n, headDim]`
+   * @param v `[batch, heads, n, valueDim]`, of k's type
    * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED,
    *   ERR_CLOSED; the state is then as it was
    */
-  append(key: Tensor, value: Tensor, options?: LinearAppendOptions): void {
-    runSync(LinearState.prototype.append, () => prepareAppend(this, key, value, options));
+  append(k: Tensor, v: Tensor, options?: LinearAppendOptions): void {
+    runSync(LinearState.prototype.append, () => prepareAppend(this, k, v, options));
   }
 
   /**
    * What queries read from the state, on a worker thread: φ(q)S/(φ(q)·z + epsilon) or scale·φ(q)S. Every query reads all
    * that is held; for `cosformer()` the last one stands at the last position. The state stays as it is.
    *
-   * @param query `[batch, heads, queries, headDim]`, heads a multiple of the state's
-   * @returns `[batch, heads, queries, valueDim]` of query's type; zeros while nothing is held
+   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of q's type; zeros while nothing is held
    * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
    */
-  async attend(query: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
-    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, query, options));
+  async attend(q: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
+    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, q, options));
   }
 
   /** {@link attend} on the calling thread. */
-  attendSync(query: Tensor, options?: LinearAttendOptions): Tensor {
-    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, query, options));
+  attendSync(q: Tensor, options?: LinearAttendOptions): Tensor {
+    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, q, options));
   }
 
   /**
@@ -258,7 +267,7 @@ export class LinearState {
       if (!(#current in this)) throw expected('ERR_TYPE', 'state', 'a LinearState', this);
     });
     this.#current = undefined;
-    this.#spare = undefined;
+    this.#others.clear();
     this.#length = 0;
   }
 
@@ -273,6 +282,7 @@ export class LinearState {
   #run(
     { adds }: StateUse,
     { firstKey }: LinearCall,
+    mayStop: boolean,
     native: (states: LinearStates) => Outcome | Promise<Outcome>,
   ): Outcome | Promise<Outcome> {
     // The caller's getters have run since the call was prepared, and may have used the state.
@@ -281,22 +291,27 @@ export class LinearState {
       throw expected('ERR_ARGUMENT', 'state', 'a state that stays as it was when the call began', this);
     const current = this.#current as StateMemory;
     const before = this.#length === 0 ? null : current.data;
-    if (adds === undefined) return this.#reading(current, native({ before, after: null }));
-    // Calls that read may still be at what was current before the last update.
-    if ((this.#spare as StateMemory).readers > 0) this.#spare = this.#allocate();
-    const spare = this.#spare as StateMemory;
+    if (adds === undefined) {
+      const outcome = native({ before, after: null });
+      return before === null ? outcome : this.#reading(current, outcome);
+    }
+    // Other failures than an abort come before anything is written.
+    const inPlace = current.readers === 0 && (before === null || !mayStop);
+    const next = inPlace ? current : this.#allocate();
     const settle = (outcome: Outcome): Outcome => {
       this.#updating = false;
+      this.#others.delete(next);
       if (outcome === undefined && this.#current === current) {
-        this.#current = spare;
-        this.#spare = current;
+        this.#current = next;
         this.#length += adds;
+        if (current.readers > 0) this.#others.add(current);
       }
       return outcome;
     };
-    const outcome = native({ before, after: spare.data });
+    const outcome = native({ before, after: next.data });
     if (!isPromise(outcome)) return settle(outcome);
     this.#updating = true;
+    if (!inPlace) this.#others.add(next);
     return outcome.then(settle);
   }
 
@@ -305,6 +320,7 @@ export class LinearState {
     memory.readers++;
     return outcome.finally(() => {
       memory.readers--;
+      if (memory.readers === 0) this.#others.delete(memory);
     });
   }
 }
@@ -337,24 +353,24 @@ function checkRows(name: string, rows: Operand, dims: readonly number[]): void {
 
 function prepareAppend(
   value: LinearState,
-  key: Tensor,
-  values: Tensor,
+  k: Tensor,
+  v: Tensor,
   given: LinearAppendOptions | undefined,
 ): Call<undefined> {
   const { state, method } = checkState(value);
   const options = checkOptions<LinearAppendOptions>('options', given, appendNames);
   const { batch, heads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const keyRows = checkTensor('key', key, 4);
+  const keyRows = checkTensor('k', k, 4);
   const keys = keyRows.dims[rowsBeforeHeads ? 1 : 2] as number;
   const dims = (dim: number) => (rowsBeforeHeads ? [batch, keys, heads, dim] : [batch, heads, keys, dim]);
-  checkRows('key', keyRows, dims(headDim));
-  const valueRows = checkTensor('value', values, 4);
-  checkRows('value', valueRows, dims(valueDim));
+  checkRows('k', keyRows, dims(headDim));
+  const valueRows = checkTensor('v', v, 4);
+  checkRows('v', valueRows, dims(valueDim));
   if (valueRows.type !== keyRows.type)
-    throw expected('ERR_TYPE', 'value', `type '${keyRows.type}' as in \`key\``, valueRows.type);
+    throw expected('ERR_TYPE', 'v', `type '${keyRows.type}' as in \`k\``, valueRows.type);
   const firstKey = state.length;
-  checkPositions('key', method.featureMap, firstKey + keys);
+  checkPositions('k', method.featureMap, firstKey + keys);
   const qkv: Qkv = {
     ...{ query: none(headDim), key: keyRows, value: valueRows },
     ...{ batch, heads, kvHeads: heads, queries: 0, keys, headDim, valueDim, rowsBeforeHeads },
@@ -375,17 +391,17 @@ function prepareAppend(
   };
 }
 
-function prepareAttend(value: LinearState, query: Tensor, given: LinearAttendOptions | undefined): Call<Tensor> {
+function prepareAttend(value: LinearState, q: Tensor, given: LinearAttendOptions | undefined): Call<Tensor> {
   const { state, method } = checkState(value);
   const options = checkOptions<LinearAttendOptions>('options', given, attendNames);
   const { batch, heads: kvHeads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const rows = checkTensor('query', query, 4);
+  const rows = checkTensor('q', q, 4);
   const heads = rows.dims[rowsBeforeHeads ? 2 : 1] as number;
   const queries = rows.dims[rowsBeforeHeads ? 1 : 2] as number;
   if (heads === 0 || heads % kvHeads !== 0 || rows.dims[0] !== batch || rows.dims[3] !== headDim) {
     const shape = rowsBeforeHeads ? `queries, heads, ${headDim}` : `heads, queries, ${headDim}`;
-    throw expected('ERR_SHAPE', 'query', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
+    throw expected('ERR_SHAPE', 'q', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
   }
   const qkv: Qkv = {
     ...{ query: rows, key: none(headDim), value: none(valueDim) },

@@ -306,11 +306,30 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
     const { device, isa, threads } = general;
     return { device, isa, threads, layout, keyMask: wrongBools(1, 5) };
   }
+  if (name.startsWith('linearAttention')) {
+    return {
+      ...general,
+      layout,
+      causal: notBoolean,
+      normalize: notBoolean,
+      epsilon: [...notFinite, ...numbers(-1)],
+      scale: notFinite,
+      updateRule: [...other(), ...objects, ...['', 'Linear'].map((name): Row => [name, 'ERR_ARGUMENT', `"${name}"`])],
+      state: [
+        ...other().map(([value, , received]): Row => [value, 'ERR_TYPE', received]),
+        [{}, 'ERR_TYPE', 'an object'],
+      ],
+      keyMask: wrongBools(2, 5),
+    };
+  }
+  if (name.startsWith('LinearState.attend')) return { ...general, layout };
+  if (name.startsWith('LinearState.append')) return { ...general, layout, keyMask: wrongBools(1, 5) };
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
   if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
   if (name.startsWith('lowRankAttention')) return general;
-  if (name.startsWith('headSimilarity')) return general;
+  if (/^(headSimilarity|linearCka|principalAngles)/.test(name)) return general;
+  if (name.startsWith('pca')) return { ...general, components: [...notWhole, ...numbers(0, 4)] };
   if (name.startsWith('spectrum')) {
     return {
       ...general,
@@ -328,7 +347,7 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
 }
 
 // What attentionFactors must be given stands in lowrank.calls.test.ts; the rest of its options are those of spectrum.
-const optioned = entries.filter(({ name }) => name !== 'cast' && !name.startsWith('attentionFactors'));
+const optioned = entries.filter(({ name, optionless }) => optionless !== true && !name.startsWith('attentionFactors'));
 
 describe.each(optioned.map((entry) => ({ entry, places: Object.keys(entry.tensors)[0] })))(
   'options of $entry.name ($places)',

@@ -20,7 +20,7 @@ import { Faults, faultOf, faultOfError } from './refusal';
 import { once } from './rows';
 import { thrown } from './wrong-tensors';
 
-const takesSignal = entries.filter(({ name }) => name !== 'cast' && !name.endsWith('.append'));
+const takesSignal = entries.filter(({ name, optionless }) => optionless !== true && !name.endsWith('.append'));
 const listeners = (signal: AbortSignal) => getEventListeners(signal, 'abort').length;
 const aborted = { code: 'ERR_ABORTED', argument: 'signal', received: 'an aborted one' } as const;
 

@@ -1,17 +1,25 @@
 import {
+  approximationError,
   attendBatch,
   attendBatchSync,
   attention,
   attentionFactors,
   attentionFactorsSync,
+  attentionRowKl,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
   cast,
+  elu,
   headSimilarity,
   headSimilaritySync,
   KvCache,
+  LinearState,
   LinformerState,
+  linearAttention,
+  linearAttentionSync,
+  linearCka,
+  linearCkaSync,
   linformerAttention,
   linformerAttentionSync,
   lowRankAttention,
@@ -22,6 +30,10 @@ import {
   mergeAttentionSync,
   nystromAttention,
   nystromAttentionSync,
+  pca,
+  pcaSync,
+  principalAngles,
+  principalAnglesSync,
   spectrum,
   spectrumSync,
 } from '../lib';
@@ -39,6 +51,8 @@ export interface Entry {
   readonly rank: number | undefined;
   /** Dims of the output, where the function takes options. */
   readonly outDims?: readonly number[];
+  /** It takes tensors only, or something else than options beside them. */
+  readonly optionless?: boolean;
   readonly call: (tensors: Readonly<Record<string, unknown>>, options?: unknown) => unknown;
 }
 
@@ -88,34 +102,59 @@ const method =
 
 const keyProjection = projection([3, 7], 13);
 
-/** Puts the projection, without which there is no call, on the very object of options that came, whatever it is. */
-function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options: unknown = {}): unknown {
-  const t = { q, k, v, keyProjection, ...given };
+/** Puts options without which there is no call on the very object of options that came, whatever it is. */
+function beside(required: object, options: unknown = {}): unknown {
   try {
-    Object.assign(options as object, { keyProjection: t.keyProjection });
+    Object.assign(options as object, required);
   } catch {
     // No object, or one that cannot be written to.
   }
-  return of(t.q, t.k, t.v, options);
+  return options;
 }
 
-/** A state of two positions of the keys and values below. */
-export function smallState(): LinformerState {
-  const state = new LinformerState({ keyProjection, heads: 2, headDim: 8, valueDim: 6 });
+function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options?: unknown): unknown {
+  const t = { q, k, v, keyProjection, ...given };
+  return of(t.q, t.k, t.v, beside({ keyProjection: t.keyProjection }, options));
+}
+
+type AnyState = LinearState | LinformerState;
+
+function filledState<State extends AnyState>(state: State): State {
   state.append(normal([1, 2, 2, 8], 15), normal([1, 2, 2, 6], 16));
   return state;
 }
 
+/** A state of two positions of the keys and values below. */
+export function smallState(): LinformerState {
+  return filledState(new LinformerState({ keyProjection, heads: 2, headDim: 8, valueDim: 6 }));
+}
+
+function smallLinearState(): LinearState {
+  return filledState(new LinearState({ heads: 2, headDim: 8, valueDim: 6, featureMap: elu() }));
+}
+
 const stateMethod =
-  (name: 'attend' | 'attendSync'): Loose =>
+  (make: () => AnyState, name: 'attend' | 'attendSync'): Loose =>
   (...args) => {
-    using state = smallState();
+    using state = make();
     return (state[name] as Loose)(...args);
   };
+
+function append(make: () => AnyState, key: unknown, value: unknown, options: unknown): number {
+  using state = make();
+  try {
+    (state.append as Loose).call(state, key, value, options);
+  } catch (error) {
+    if (state.length !== 2) throw new Error('a refused append changed the state');
+    throw error;
+  }
+  return state.length;
+}
 
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
 const ranked = { rank: { value: 2, enumerable: true } };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
+const representations = { tensors: { x: normal([7, 3], 18), y: normal([7, 2], 19) }, rank: 2 };
 
 /** Functions that take options, `out` among them. */
 export const calls: readonly Entry[] = [
@@ -153,7 +192,16 @@ export const calls: readonly Entry[] = [
   ...pair('linformerAttention', [linformerAttention, linformerAttentionSync], three, linformer),
   ...pair(
     'LinformerState.attend',
-    [stateMethod('attend'), stateMethod('attendSync')],
+    [stateMethod(smallState, 'attend'), stateMethod(smallState, 'attendSync')],
+    { ...one, tensors: { q: query } },
+    (of, t, options) => of(t.q, options),
+  ),
+  ...pair('linearAttention', [linearAttention, linearAttentionSync], three, (of, t, options) =>
+    of(t.q, t.k, t.v, beside({ featureMap: elu() }, options)),
+  ),
+  ...pair(
+    'LinearState.attend',
+    [stateMethod(smallLinearState, 'attend'), stateMethod(smallLinearState, 'attendSync')],
     { ...one, tensors: { q: query } },
     (of, t, options) => of(t.q, options),
   ),
@@ -198,6 +246,27 @@ export const entries: readonly Entry[] = [
     { tensors: { wq: normal([4, 6, 3], 16), wk: normal([2, 6, 3], 17) }, rank: 3 },
     (of, t, options) => of(t.wq, t.wk, options),
   ),
+  ...pair('pca', [pca, pcaSync], { tensors: { x: normal([7, 3], 18) }, rank: 2 }, (of, t, options) => of(t.x, options)),
+  ...pair('linearCka', [linearCka, linearCkaSync], representations, (of, t, options) => of(t.x, t.y, options)),
+  ...pair('principalAngles', [principalAngles, principalAnglesSync], representations, (of, t, options) =>
+    of(t.x, t.y, options),
+  ),
+  {
+    name: 'approximationError',
+    asynchronous: false,
+    optionless: true,
+    tensors: { approximation: normal([3, 4], 20), exact: normal([3, 4], 21) },
+    rank: undefined,
+    call: (t) => (approximationError as Loose)(t.approximation, t.exact),
+  },
+  {
+    name: 'attentionRowKl',
+    asynchronous: false,
+    optionless: true,
+    tensors: { exact: filled([3, 4], 'float32', (i) => (1 + i) / 78), approximation: normal([3, 4], 22) },
+    rank: undefined,
+    call: (t) => (attentionRowKl as Loose)(t.exact, t.approximation),
+  },
   {
     name: 'KvCache.append',
     asynchronous: false,
@@ -226,20 +295,19 @@ export const entries: readonly Entry[] = [
     asynchronous: false,
     tensors: { k: keyRows, v: valueRows },
     rank: 4,
-    call: (t, options) => {
-      using state = smallState();
-      try {
-        (state.append as Loose).call(state, t.k, t.v, options);
-      } catch (error) {
-        if (state.length !== 2) throw new Error('a refused append changed the state');
-        throw error;
-      }
-      return state.length;
-    },
+    call: (t, options) => append(smallState, t.k, t.v, options),
+  },
+  {
+    name: 'LinearState.append',
+    asynchronous: false,
+    tensors: { k: keyRows, v: valueRows },
+    rank: 4,
+    call: (t, options) => append(smallLinearState, t.k, t.v, options),
   },
   {
     name: 'cast',
     asynchronous: false,
+    optionless: true,
     tensors: { source: filled([2, 3], 'float32', (i) => i) },
     rank: undefined,
     call: ({ source }, type) => (cast as Loose)(source, type ?? 'float16'),

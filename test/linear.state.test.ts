@@ -212,8 +212,8 @@ describe('what a state is', () => {
     using state = new LinearState({ heads: 2, headDim: 5, featureMap: elu() });
     expect(state).toMatchObject({ heads: 2, headDim: 5, valueDim: 5, batch: 1, updateRule: 'linear' });
     expect(state).toMatchObject({ normalize: true, epsilon: 1e-6, scale: undefined, features: 5, length: 0 });
-    // S, z and a logarithm, twice, in float64.
-    expect(state.byteLength).toBe(2 * 2 * (5 * 6 + 1) * 8);
+    // S, z and a logarithm a head, in float64.
+    expect(state.byteLength).toBe(2 * (5 * 6 + 1) * 8);
     const before = state.byteLength;
     state.append(normal([1, 2, 300, 5], 1), normal([1, 2, 300, 5], 2));
     expect(state.length).toBe(300);
@@ -303,30 +303,105 @@ describe('calls on one state', () => {
     using state = stateFor(meaning, big);
     state.append(k, v);
     const before = state.attendSync(q);
+    const once = state.byteLength;
     const reading = [state.attend(q), state.attend(q)];
-    // Two updates: the second one writes where the first state was.
-    for (let i = 0; i < 3; i++) state.append(part(k, i, i + 1), part(v, i, i + 1));
+    expect(state.byteLength).toBe(once);
+    // The first update is written beside what is read, the others in its own place.
+    for (let i = 0; i < 3; i++) {
+      state.append(part(k, i, i + 1), part(v, i, i + 1));
+      expect(state.byteLength).toBe(2 * once);
+    }
+    const after = state.attendSync(q);
+    const later = state.attend(q);
+    state.append(part(k, 3, 4), part(v, 3, 4));
+    expect(state.byteLength).toBe(3 * once);
     for (const output of await Promise.all(reading)) expectSameBits(output, before);
-    expect(state.length).toBe(3003);
+    expectSameBits(await later, after);
+    expect(state.length).toBe(3004);
+    expect(state.byteLength).toBe(once);
+    using twin = stateFor(meaning, big);
+    twin.append(k, v);
+    for (let i = 0; i < 4; i++) twin.append(part(k, i, i + 1), part(v, i, i + 1));
+    expectSameBits(state.attendSync(q), twin.attendSync(q));
+  });
+
+  test('an empty state may be read while the first update is made in place', async () => {
+    const { q, k, v } = inputs();
+    using state = stateFor(meaning, big);
+    const once = state.byteLength;
+    const reading = state.attend(q);
+    state.append(k, v);
+    expect(state.byteLength).toBe(once);
+    expect(toFloat64(await reading).every((value) => value === 0)).toBe(true);
+    expect(state.byteLength).toBe(once);
+  });
+
+  test.each(Object.entries(meanings))('in place and beside: the same bits, %s', async (_, meaningFor) => {
+    const shape: Shape = { heads: 2, kvHeads: 1, queries: 1100, keys: 1100, headDim: 7, valueDim: 10 };
+    const meaning = meaningFor(shape);
+    const inputs = normalInputs(shape, 11);
+    const one = part(inputs.q, 0, 1);
+    const { signal } = new AbortController();
+    for (const isa of rows) {
+      for (const threads of [1, 2]) {
+        using inPlace = stateFor(meaning, shape);
+        using beside = stateFor(meaning, shape);
+        const once = inPlace.byteLength;
+        for (const [start, end] of [
+          [0, 6],
+          [6, 9],
+          [9, 1060],
+          [1060, 1061],
+          [1061, 1100],
+        ] as const) {
+          const tensors = inputsOf(inputs, start, end);
+          const options = { isa, threads, ...optionsAt(meaning, start, end) };
+          const wanted = linearAttentionSync(...tensors, { ...options, state: inPlace });
+          const running = linearAttention(...tensors, { ...options, state: beside, signal });
+          // Of an empty state there is nothing to keep.
+          expect(beside.byteLength).toBe(start === 0 ? once : 2 * once);
+          expectSameBits(await running, wanted);
+          expectSameBits(beside.attendSync(one, { isa }), inPlace.attendSync(one, { isa }));
+          expect([inPlace.byteLength, beside.byteLength]).toEqual([once, once]);
+        }
+        // Asynchronous ones without a signal are in place too.
+        const tensors = inputsOf(inputs, 0, 100);
+        const options = { isa, threads, ...optionsAt(meaning, 0, 100) };
+        const running = linearAttention(...tensors, { ...options, state: beside });
+        expect(beside.byteLength).toBe(once);
+        expectSameBits(await running, linearAttentionSync(...tensors, { ...options, state: inPlace }));
+        expectSameBits(beside.attendSync(one, { isa }), inPlace.attendSync(one, { isa }));
+      }
+    }
   });
 
   test('that are aborted or refused leave it as it was', async () => {
-    const { q, k, v } = inputs();
-    using state = stateFor(meaning, big);
+    // One thread finishes head after head.
+    const many: Shape = { heads: 16, queries: 4000, keys: 4000, headDim: 32 };
+    const { q, k, v } = normalInputs(many, 10);
+    using state = stateFor(meaning, many);
     state.append(part(k, 0, 50), part(v, 0, 50));
+    const once = state.byteLength;
     const one = part(q, 0, 1);
     const before = state.attendSync(one);
-    for (let round = 0; round < 5; round++) {
+    let aborts = 0;
+    for (const delay of [undefined, 0, 1, 2, 4, 8]) {
+      using fork = state.fork();
       const controller = new AbortController();
-      const running = linearAttention(q, k, v, { state, signal: controller.signal });
-      setTimeout(() => controller.abort(), round % 3);
+      const running = linearAttention(q, k, v, { state: fork, signal: controller.signal, threads: 1 });
+      if (delay === undefined) controller.abort();
+      else setTimeout(() => controller.abort(), delay);
       const result = await running.catch((error: { code: string }) => error.code);
+      expect(fork.byteLength).toBe(once);
+      // On a busy machine it may have been done before.
       if (result !== 'ERR_ABORTED') continue;
-      expect(state.length).toBe(50);
-      expectSameBits(state.attendSync(one), before);
+      aborts++;
+      expect(fork.length).toBe(50);
+      expectSameBits(fork.attendSync(one), before);
     }
+    expect(aborts).toBeGreaterThan(0);
     const aborted = AbortSignal.abort();
-    using other = stateFor(meaning, big);
+    using other = stateFor(meaning, many);
     await expect(linearAttention(q, k, v, { state: other, signal: aborted })).rejects.toThrow(/signal/);
     expect(() => linearAttentionSync(q, k, v, { state: other, threads: 0 })).toThrow(/threads/);
     expect(other.length).toBe(0);

@@ -10,8 +10,17 @@ import {
   attentionWithLseSync,
   type CallOptions,
   type DataType,
+  elu,
+  headSimilarity,
+  headSimilaritySync,
+  identity,
   KvCache,
+  LinearState,
   LinformerState,
+  linearAttention,
+  linearAttentionSync,
+  linearCka,
+  linearCkaSync,
   linformerAttention,
   linformerAttentionSync,
   matmul,
@@ -20,10 +29,17 @@ import {
   mergeAttentionSync,
   nystromAttention,
   nystromAttentionSync,
+  pca,
+  pcaSync,
+  principalAngles,
+  principalAnglesSync,
+  type Spectrum,
+  spectrum,
+  spectrumSync,
   type Tensor,
   type TensorOf,
 } from '../lib';
-import { type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { filled, type Inputs, normal, normalInputs, type Shape, types } from './data';
 import { projection } from './linformer-run';
 import { once } from './rows';
 
@@ -141,6 +157,71 @@ function linformerCalls(type: DataType): MixedCall[] {
   ];
 }
 
+function linearCalls(type: DataType): MixedCall[] {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 700, keys: 700, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 25, type);
+  const decay = filled([2, 2, 700], 'float32', (i) => -(i % 7) / 50);
+  const state = new LinearState({
+    ...{ heads: 2, headDim: 32, valueDim: 24, batch: 2 },
+    ...{ featureMap: identity(), updateRule: 'gated' as const },
+  });
+  state.append(k, v, { decay });
+  return [
+    pair(
+      `linear in ${type}`,
+      (options) => linearAttentionSync(q, k, v, { featureMap: elu(), ...options }),
+      (options) => linearAttention(q, k, v, { featureMap: elu(), ...options }),
+    ),
+    // Each goes on from the same state.
+    pair(
+      `linear, a state that goes on, in ${type}`,
+      (options) => linearAttentionSync(q, k, v, { decay, state: state.fork(), ...options }),
+      (options) => linearAttention(q, k, v, { decay, state: state.fork(), ...options }),
+    ),
+  ];
+}
+
+/** Float64 numbers as a tensor of their bits. */
+function bitsTensor(values: ArrayLike<number>): Tensor {
+  const data = new Float32Array(Float64Array.from(values).buffer);
+  return { data, dims: [data.length], type: 'float32' };
+}
+
+function analysisCalls(): MixedCall[] {
+  const { q, k } = normalInputs({ heads: 2, queries: 90, keys: 110, headDim: 16 }, 26);
+  const values = (found: Spectrum[][]) => found.flat().map((each) => bitsTensor([...each.values, each.energy]));
+  const [wq, wk] = [normal([4, 60, 12], 27), normal([2, 60, 12], 28)];
+  const [x, y] = [normal([80, 30], 29), normal([80, 20], 30)];
+  const rows = (found: number[][]) => found.map(bitsTensor);
+  return [
+    pair(
+      'spectrum',
+      ({ out: _, ...options }) => values(spectrumSync(q, k, options)),
+      async ({ out: _, ...options }) => values(await spectrum(q, k, options)),
+    ),
+    pair(
+      'similarity of heads',
+      ({ out: _, ...options }) => rows(headSimilaritySync(wq, wk, options)),
+      async ({ out: _, ...options }) => rows(await headSimilarity(wq, wk, options)),
+    ),
+    pair(
+      'alignment',
+      ({ out: _, ...options }) => bitsTensor([linearCkaSync(x, y, options)]),
+      async ({ out: _, ...options }) => bitsTensor([await linearCka(x, y, options)]),
+    ),
+    pair(
+      'angles',
+      ({ out: _, ...options }) => bitsTensor(principalAnglesSync(x, y, options)),
+      async ({ out: _, ...options }) => bitsTensor(await principalAngles(x, y, options)),
+    ),
+    pair(
+      'principal components',
+      ({ out: _, ...options }) => pcaSync(x, options).components.map(bitsTensor),
+      async ({ out: _, ...options }) => (await pca(x, options)).components.map(bitsTensor),
+    ),
+  ];
+}
+
 /** A cache of random rows, with 2 heads of 32. */
 export function filledCache(length: number, type: DataType = 'float32', seed = length): KvCache {
   const cache = new KvCache({ heads: 2, headDim: 32, type });
@@ -193,5 +274,7 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     nystromCall(type),
     ...cacheCalls(type),
     ...linformerCalls(type),
+    ...linearCalls(type),
   ]),
+  ...analysisCalls(),
 ]);

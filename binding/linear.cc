@@ -156,14 +156,17 @@ void readStates(Operands& operands, LinearProblem* problem) {
   problem->stateOut = read(LinearOperands::kStateOut);
 }
 
-// Operations of the call: every row is mapped, every key goes into the state and every query reads it.
+// Operations of the call: every row is mapped, every key goes into the state and every query reads it. A few tokens of
+// a state that is kept wait for its memory: a number of it that is read and written takes as long as kMoved operations.
 double operationsOf(const LinearProblem& problem, Index weightRows) {
   const Qkv& qkv = problem.qkv;
   const double rows = static_cast<double>(qkv.queries) * static_cast<double>(qkv.heads) +
                       static_cast<double>(qkv.keys) * static_cast<double>(qkv.kvHeads);
-  return 2.0 * static_cast<double>(qkv.batch) * rows *
-         (static_cast<double>(weightRows) * static_cast<double>(qkv.headDim) +
-          static_cast<double>(problem.features) * static_cast<double>(qkv.valueDim + 1));
+  constexpr double kMoved = 32;
+  const double state = static_cast<double>(problem.features) * static_cast<double>(qkv.valueDim + 1);
+  const double moved = problem.stateOut == nullptr ? 0 : kMoved * static_cast<double>(qkv.kvHeads) * state;
+  const double mapped = static_cast<double>(weightRows) * static_cast<double>(qkv.headDim);
+  return static_cast<double>(qkv.batch) * (2.0 * rows * (mapped + state) + moved);
 }
 
 }  // namespace

@@ -17,6 +17,8 @@ namespace lowrank_attention::HWY_NAMESPACE {
 constexpr Index kStepTokens = 4;
 // Rows of the state that pass through the registers together, so that an output is loaded and stored once for all.
 constexpr int kStepRows = 4;
+// Rows ahead that are asked for: left to the processor's own prefetcher they come too late (docs/performance.md).
+constexpr Index kStepAhead = 16;
 
 LA_INLINE bool isStep(const LinearProblem& problem) {
   return problem.causal && problem.stateOut != nullptr && problem.qkv.keys >= 1 && problem.qkv.keys <= kStepTokens;
@@ -123,8 +125,10 @@ LA_INLINE void stepRows(D d, const LinearHead& head, Index first, Index last, In
   Vec<D> state[kRows][kVecs];
 #pragma GCC unroll 4
   for (int r = 0; r < kRows; ++r) {
+    const double* row = before + (f + r) * valueDim + c;
+    prefetch<3>(row + kStepAhead * valueDim, kVecs * n * static_cast<Index>(sizeof(double)));
 #pragma GCC unroll 2
-    for (int v = 0; v < kVecs; ++v) state[r][v] = hn::LoadU(d, before + (f + r) * valueDim + c + v * n);
+    for (int v = 0; v < kVecs; ++v) state[r][v] = hn::LoadU(d, row + v * n);
   }
   for (Index t = first; t < last; ++t) {
     const double* key = scratch.key + t * features + f;

@@ -32,8 +32,6 @@ struct NystromNumbers {
   };
 };
 
-struct Nothing {};
-
 // Positions of the landmarks, or null where they are segment means.
 const std::int32_t* readPositions(Operands& operands, std::size_t index, Index landmarks, Index length) {
   const auto* positions = operands.optional<std::int32_t>(index, "landmarkIndices", napi_int32_array, landmarks);
@@ -91,11 +89,7 @@ Napi::Value nystrom(const Napi::CallbackInfo& info) {
                                                       qkv.batch * qkv.queries);
   problem.keyMask =
       operands.optional<std::uint8_t>(NystromOperands::kKeyMask, "keyMask", napi_uint8_array, qkv.batch * qkv.keys);
-  Status status = operands.status();
-  const KernelSet* kernels = status.ok() ? kernelsOf(info, &status) : nullptr;
-  if (kernels == nullptr) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<NystromProblem, Nothing>>(kernels->nystrom, problem, Nothing()),
-                 operationsOf(problem));
+  return runKernel(info, operands.status(), &KernelSet::nystrom, problem, operationsOf(problem));
 }
 
 }  // namespace lowrank_attention

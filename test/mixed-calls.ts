@@ -10,10 +10,17 @@ import {
   attentionWithLseSync,
   type CallOptions,
   type DataType,
+  elu,
+  favor,
   KvCache,
+  LinearState,
   LinformerState,
+  linearAttention,
+  linearAttentionSync,
   linformerAttention,
   linformerAttentionSync,
+  lowRankAttention,
+  lowRankAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -98,6 +105,15 @@ function factorsCall(shape: Shape, { q, k }: Inputs): MixedCall {
   );
 }
 
+function lowRankCall(type: DataType): MixedCall {
+  const [u, v, x] = [normal([2, 4, 150, 12], 26), normal([2, 4, 170, 12], 27), normal([2, 2, 170, 24], 28, type)];
+  return pair(
+    `low rank in ${type}`,
+    (options) => lowRankAttentionSync({ u, v }, x, options),
+    (options) => lowRankAttention({ u, v }, x, options),
+  );
+}
+
 function mergeCall(type: DataType): MixedCall {
   const parts = [1, 2, 3].map((seed) => ({
     output: normal([1, 4, 300, 64], seed, type),
@@ -135,6 +151,28 @@ function linformerCalls(type: DataType): MixedCall[] {
     ),
     pair(
       `linformer state in ${type}`,
+      (options) => state.attendSync(q, options),
+      (options) => state.attend(q, options),
+    ),
+  ];
+}
+
+function linearCalls(type: DataType): MixedCall[] {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, queries: 300, keys: 300, headDim: 32, valueDim: 24 };
+  const { q, k, v } = normalInputs(shape, 29, type);
+  const meanings = { causal: { featureMap: elu(), causal: true }, 'over all keys': { featureMap: favor() } };
+  const state = new LinearState({ featureMap: elu(), heads: 2, headDim: 32, valueDim: 24, batch: 2 });
+  state.append(k, v);
+  return [
+    ...Object.entries(meanings).map(([name, meaning]) =>
+      pair(
+        `linear ${name} in ${type}`,
+        (options) => linearAttentionSync(q, k, v, { ...meaning, ...options }),
+        (options) => linearAttention(q, k, v, { ...meaning, ...options }),
+      ),
+    ),
+    pair(
+      `linear state in ${type}`,
       (options) => state.attendSync(q, options),
       (options) => state.attend(q, options),
     ),
@@ -193,5 +231,7 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     nystromCall(type),
     ...cacheCalls(type),
     ...linformerCalls(type),
+    ...linearCalls(type),
   ]),
+  ...types.slice(1).map(lowRankCall),
 ]);

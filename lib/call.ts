@@ -41,6 +41,9 @@ export interface CallOptions {
 
 export const callOptionNames = ['out', 'device', 'isa', 'threads', 'signal'] as const;
 
+/** Those of calls whose results are no single tensor. */
+export const outlessOptionNames = callOptionNames.filter((name) => name !== 'out');
+
 /** A checked call that has not run yet. */
 export interface Call<Result> {
   readonly op: NativeOp;

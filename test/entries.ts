@@ -151,11 +151,8 @@ export const calls: readonly Entry[] = [
     of(t.query, options),
   ),
   ...pair('linformerAttention', [linformerAttention, linformerAttentionSync], three, linformer),
-  ...pair(
-    'LinformerState.attend',
-    [stateMethod('attend'), stateMethod('attendSync')],
-    { ...one, tensors: { q: query } },
-    (of, t, options) => of(t.q, options),
+  ...pair('LinformerState.attend', [stateMethod('attend'), stateMethod('attendSync')], one, (of, t, options) =>
+    of(t.query, options),
   ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
@@ -224,12 +221,12 @@ export const entries: readonly Entry[] = [
   {
     name: 'LinformerState.append',
     asynchronous: false,
-    tensors: { k: keyRows, v: valueRows },
+    tensors: { key: keyRows, value: valueRows },
     rank: 4,
     call: (t, options) => {
       using state = smallState();
       try {
-        (state.append as Loose).call(state, t.k, t.v, options);
+        (state.append as Loose).call(state, t.key, t.value, options);
       } catch (error) {
         if (state.length !== 2) throw new Error('a refused append changed the state');
         throw error;

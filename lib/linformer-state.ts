@@ -3,6 +3,7 @@ import {
   type CallOptions,
   callOptionNames,
   checkLayout,
+  naming,
   nothing,
   outlessOptionNames,
   runAsync,
@@ -108,6 +109,8 @@ function newMemory(length: number): Memory {
     throw expected('ERR_MEMORY', 'state', 'a state that can be allocated', new Text(`${length} sums`), { cause });
   }
 }
+
+const linformerOp = naming(addon.linformer, { q: 'query', k: 'key', v: 'value' });
 
 const nothingThere: Operand = { data: new Float32Array(0), dims: [], type: 'float32' };
 
@@ -277,7 +280,7 @@ export class LinformerState {
     const target = memory.readers === 0 || keys === 0 ? memory : newMemory(memory.sums.length);
     const state = { stateIn: memory.sums, stateOut: target.sums };
     return {
-      op: keys === 0 ? nothing : addon.linformer,
+      op: keys === 0 ? nothing : linformerOp,
       ...linformerArguments(qkv, nothingThere, this.#projections, { keyMask, firstColumn: this.#length, ...state }),
       options,
       result: { count: keys, memory: target },
@@ -300,7 +303,7 @@ export class LinformerState {
     const output = outputOf(qkv, options.out);
     const memory = memoryOf(this);
     const reading: NativeOp = (...args) => {
-      const outcome = addon.linformer(...args);
+      const outcome = linformerOp(...args);
       if (typeof outcome !== 'object') return outcome;
       memory.readers++;
       return outcome.finally(() => {

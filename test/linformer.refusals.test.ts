@@ -1,9 +1,9 @@
 /** What Linformer refuses beside wrong tensors and options, which `bad-input.*.test.ts` tries on all functions alike. */
 import { LinformerState, type LinformerStateOptions, linformerAttention, linformerAttentionSync, zeros } from '../lib';
-import { filled } from './data';
+import { filled, normal } from './data';
 import { smallState } from './entries';
 import { Faults, faultOf, type Refusal } from './refusal';
-import { primitives, wrongTensors } from './wrong-tensors';
+import { detached, primitives, wrongTensors } from './wrong-tensors';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
 type Loose = (...args: any[]) => unknown;
@@ -189,6 +189,19 @@ describe('LinformerState', () => {
       faults.add(way, await faultOf(call, false, closed));
     }
     faults.none();
+  });
+
+  test('keys whose memory goes while values are read', async () => {
+    const key = normal(k.dims, 1);
+    const trap = {
+      ...v,
+      get data() {
+        detached(key.data as Float32Array);
+        return v.data;
+      },
+    };
+    const wanted = { code: 'ERR_ARGUMENT', argument: 'key', received: 'an array that changed meanwhile' } as const;
+    expect(await faultOf(() => smallState().append(key, trap), false, wanted)).toBeUndefined();
   });
 
   test('methods of something else', async () => {

@@ -221,12 +221,7 @@ Napi::Value cached(const Napi::CallbackInfo& info) {
   problem.sequences = memory.sequences.data();
   problem.sequenceCount = count;
 
-  Status status;
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (kernels == nullptr) return statusValue(info.Env(), status);
-  const double operations = operationsOf(problem);
-  return runTask(info, std::make_unique<KernelTask<FullProblem, FullMemory>>(kernels->full, problem, std::move(memory)),
-                 operations);
+  return runKernel(info, operands.status(), &KernelSet::full, problem, operationsOf(problem), std::move(memory));
 }
 
 }  // namespace lowrank_attention

@@ -16,11 +16,7 @@ Napi::Value convert(const Napi::CallbackInfo& info) {
   problem.count = operands.extent(2, "source");
   problem.source = operands.tensor(operands.array(0), "source", problem.sourceType, {problem.count});
   problem.target = operands.tensor(operands.array(1), "target", problem.targetType, {problem.count});
-  Status status = operands.status();
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<ConvertProblem>>(kernels->convert, problem),
-                 static_cast<double>(problem.count));
+  return runKernel(info, operands.status(), &KernelSet::convert, problem, static_cast<double>(problem.count));
 }
 
 // Operands: data, sum [1]. Numbers: count.
@@ -32,11 +28,7 @@ Napi::Value read(const Napi::CallbackInfo& info) {
   problem.data =
       static_cast<const float*>(operands.tensor(operands.array(0), "data", DataType::kFloat32, {problem.count}));
   problem.sum = static_cast<float*>(operands.tensor(operands.array(1), "sum", DataType::kFloat32, {1}));
-  Status status = operands.status();
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<ReadProblem>>(kernels->read, problem),
-                 static_cast<double>(problem.count));
+  return runKernel(info, operands.status(), &KernelSet::read, problem, static_cast<double>(problem.count));
 }
 
 }  // namespace lowrank_attention

@@ -56,12 +56,7 @@ Napi::Value full(const Napi::CallbackInfo& info) {
   if (!operands.ok()) return statusValue(info.Env(), operands.status());
   problem.sequences = memory.sequences.data();
 
-  Status status;
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (kernels == nullptr) return statusValue(info.Env(), status);
-  const double operations = operationsOf(problem);
-  return runTask(info, std::make_unique<KernelTask<FullProblem, FullMemory>>(kernels->full, problem, std::move(memory)),
-                 operations);
+  return runKernel(info, operands.status(), &KernelSet::full, problem, operationsOf(problem), std::move(memory));
 }
 
 }  // namespace lowrank_attention

@@ -43,13 +43,10 @@ Napi::Value linalg(const Napi::CallbackInfo& info) {
   problem.values = required(LinalgOperands::kValues, "values", product ? problem.n : 1, product ? problem.p : rank);
   problem.left = optional(LinalgOperands::kLeft, "left", problem.m);
   problem.right = optional(LinalgOperands::kRight, "right", problem.n);
-  Status status = operands.status();
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (!status.ok()) return statusValue(info.Env(), status);
   const double third = static_cast<double>(product ? problem.p : 5 * rank);
   const double cubed = static_cast<double>(problem.m) * static_cast<double>(problem.n) * third;
-  return runTask(info, std::make_unique<KernelTask<LinalgProblem>>(kernels->linalg, problem),
-                 2 * static_cast<double>(problem.batch) * cubed);
+  return runKernel(info, operands.status(), &KernelSet::linalg, problem,
+                   2 * static_cast<double>(problem.batch) * cubed);
 }
 
 }  // namespace lowrank_attention

@@ -186,11 +186,7 @@ Napi::Value linear(const Napi::CallbackInfo& info) {
   const Index weightRows = readMaps(operands, &problem);
   readUpdates(operands, &problem);
   readStates(operands, &problem);
-  Status status = operands.status();
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (!status.ok()) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<LinearProblem>>(kernels->linear, problem),
-                 operationsOf(problem, weightRows));
+  return runKernel(info, operands.status(), &KernelSet::linear, problem, operationsOf(problem, weightRows));
 }
 
 }  // namespace lowrank_attention

@@ -88,14 +88,9 @@ Napi::Value linformer(const Napi::CallbackInfo& info) {
   problem.sequences = memory.sequences.data();
   problem.pages = memory.pages.data();
 
-  Status status;
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (kernels == nullptr) return statusValue(info.Env(), status);
   const double operations =
       2.0 * static_cast<double>(stateDoubles) * static_cast<double>(qkv.keys) + operationsOf(projectedProblem(problem));
-  return runTask(
-      info, std::make_unique<KernelTask<LinformerProblem, FullMemory>>(kernels->linformer, problem, std::move(memory)),
-      operations);
+  return runKernel(info, operands.status(), &KernelSet::linformer, problem, operations, std::move(memory));
 }
 
 }  // namespace lowrank_attention

@@ -114,13 +114,7 @@ Napi::Value lowrank(const Napi::CallbackInfo& info) {
   memory.pages.resize(static_cast<std::size_t>(4 * problem.batch * problem.heads));
   problem.sequences = memory.sequences.data();
   problem.pages = memory.pages.data();
-  Status status;
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (kernels == nullptr) return statusValue(info.Env(), status);
-  const double operations = operationsOf(problem);
-  return runTask(
-      info, std::make_unique<KernelTask<LowRankProblem, LowRankMemory>>(kernels->lowrank, problem, std::move(memory)),
-      operations);
+  return runKernel(info, operands.status(), &KernelSet::lowrank, problem, operationsOf(problem), std::move(memory));
 }
 
 }  // namespace lowrank_attention

@@ -64,15 +64,9 @@ Napi::Value matmul(const Napi::CallbackInfo& info) {
   problem.offsetsA = offsets.data();
   problem.offsetsB = offsets.data() + problem.batch;
 
-  Status status;
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (kernels == nullptr) return statusValue(info.Env(), status);
   const double operations = 2.0 * static_cast<double>(problem.batch) * static_cast<double>(problem.m) *
                             static_cast<double>(problem.n) * static_cast<double>(problem.k);
-  return runTask(
-      info,
-      std::make_unique<KernelTask<MatmulProblem, std::vector<Index>>>(kernels->matmul, problem, std::move(offsets)),
-      operations);
+  return runKernel(info, operands.status(), &KernelSet::matmul, problem, operations, std::move(offsets));
 }
 
 }  // namespace lowrank_attention

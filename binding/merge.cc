@@ -43,16 +43,11 @@ Napi::Value merge(const Napi::CallbackInfo& info) {
     const auto [output, lse] = read(static_cast<std::size_t>(2 + 2 * part));
     parts.push_back({output, lse});
   }
-  Status status = operands.status();
-  const KernelSet* kernels = kernelsOf(info, &status);
-  if (!status.ok()) return statusValue(info.Env(), status);
+  if (!operands.ok()) return statusValue(info.Env(), operands.status());
   problem.parts = parts.data();
   const double operations =
       2.0 * static_cast<double>(problem.partCount * problem.batch * problem.heads * problem.length * problem.dim);
-  return runTask(
-      info,
-      std::make_unique<KernelTask<MergeProblem, std::vector<MergePart>>>(kernels->merge, problem, std::move(parts)),
-      operations);
+  return runKernel(info, operands.status(), &KernelSet::merge, problem, operations, std::move(parts));
 }
 
 }  // namespace lowrank_attention

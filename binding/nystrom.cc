@@ -89,10 +89,7 @@ Napi::Value nystrom(const Napi::CallbackInfo& info) {
                                                       qkv.batch * qkv.queries);
   problem.keyMask =
       operands.optional<std::uint8_t>(NystromOperands::kKeyMask, "keyMask", napi_uint8_array, qkv.batch * qkv.keys);
-  Status status = operands.status();
-  const KernelSet* kernels = status.ok() ? kernelsOf(info, &status) : nullptr;
-  if (kernels == nullptr) return statusValue(info.Env(), status);
-  return runTask(info, std::make_unique<KernelTask<NystromProblem>>(kernels->nystrom, problem), operationsOf(problem));
+  return runKernel(info, operands.status(), &KernelSet::nystrom, problem, operationsOf(problem));
 }
 
 }  // namespace lowrank_attention

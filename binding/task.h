@@ -100,6 +100,17 @@ Napi::Value withoutThrowing(Napi::Env env, const Body& body);
 // `code:argument:detail`, or undefined when all is well. Errors are built by lib/, in the caller's realm.
 Napi::Value statusValue(Napi::Env env, const Status& status);
 
+// How a call ends once its operands are read: `problem` runs on the kernel that the call asks for, unless its `status`
+// is a failure. `memory` owns what the problem points to beside the caller's arrays. Work is as in runTask.
+template <class Problem, class Memory = NoMemory>
+Napi::Value runKernel(const Napi::CallbackInfo& info, Status status, Kernel<Problem> KernelSet::*kernel,
+                      const Problem& problem, double operations, Memory memory = {}) {
+  const KernelSet* kernels = status.ok() ? kernelsOf(info, &status) : nullptr;
+  if (kernels == nullptr) return statusValue(info.Env(), status);
+  return runTask(info, std::make_unique<KernelTask<Problem, Memory>>(kernels->*kernel, problem, std::move(memory)),
+                 operations);
+}
+
 template <class Body>
 Napi::Value withoutThrowing(Napi::Env env, const Body& body) {
   try {

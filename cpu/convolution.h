@@ -27,16 +27,12 @@ struct ConvolutionScratch {
   float* filter = nullptr;  // the taps within reach between zeros
 };
 
-// Fills the scratch if `memory` is not null. Returns its floats.
-LA_INLINE Index placeConvolutionScratch(const NystromProblem& problem, float* memory, ConvolutionScratch* scratch) {
-  const Index stride = tiledStride(problem.qkv.valueDim);
-  const Index filter = (kConvolutionRows + kConvolutionPositions) * stride;
-  if (memory != nullptr) {
-    scratch->sums = {memory, stride};
-    scratch->values = {memory + kConvolutionRows * stride, stride};
-    scratch->filter = memory + filter;
-  }
-  return filter + 2 * convolutionReach(problem) + 1 + 2 * kFilterMargin;
+LA_INLINE ConvolutionScratch placeConvolution(const NystromProblem& problem, Arena& arena) {
+  ConvolutionScratch scratch;
+  scratch.sums = takeTiled(arena, kConvolutionRows, problem.qkv.valueDim);
+  scratch.values = takeTiled(arena, kConvolutionPositions, problem.qkv.valueDim);
+  scratch.filter = arena.take<float>(2 * convolutionReach(problem) + 1 + 2 * kFilterMargin);
+  return scratch;
 }
 
 // sums[i] += Σₜ filter[t]·value[row i + t − convSize/2] over valid keys, for the rows of a block.

@@ -13,6 +13,7 @@
 
 #include "core/linformer.h"
 
+#include "cpu/arena.h"
 #include "cpu/flash.h"
 #include "cpu/kernels.h"
 
@@ -110,10 +111,20 @@ LA_INLINE LinformerPlan planLinformer(const LinformerProblem& problem, Index thr
   return plan;
 }
 
-// Scratch of one worker: a block of E, the panels, one row of all heads of a group.
-LA_INLINE Index projectScratchFloats(const LinformerPlan& plan) {
+// Scratch of one worker that projects.
+struct ProjectScratch {
+  float* block = nullptr;   // of E, [blockRows][kProjectDepth]
+  float* panels = nullptr;  // see stageKeys
+  float* row = nullptr;     // of all heads of a group
+};
+
+LA_INLINE ProjectScratch placeProjectScratch(const LinformerPlan& plan, Arena& arena) {
   const Index stride = maximum(plan.sides[0].stride, plan.sides[1].stride);
-  return roundUp(plan.blockRows * kProjectDepth + (kProjectDepth + 1) * stride, 1024);
+  ProjectScratch scratch;
+  scratch.block = arena.take<float>(plan.blockRows * kProjectDepth);
+  scratch.panels = arena.take<float>(kProjectDepth * stride);
+  scratch.row = arena.take<float>(stride);
+  return scratch;
 }
 
 // Where everything lies in the workspace: K' and V', then what projecting needs and attending, after it, may overwrite.
@@ -121,8 +132,8 @@ struct LinformerWorkspace {
   LinformerPlan plan;
   float* projected = nullptr;  // as the state: K' of all items and heads, then V'; not there without queries
   float* sums = nullptr;
-  float* workers = nullptr;
-  Index workerFloats = 0;
+  std::byte* workers = nullptr;
+  Index workerBytes = 0;
   std::byte* attention = nullptr;
   std::size_t bytes = 0;
 };
@@ -131,19 +142,23 @@ struct LinformerWorkspace {
 LA_INLINE LinformerWorkspace layOutLinformer(const LinformerProblem& problem, Index threads, std::byte* memory) {
   LinformerWorkspace space;
   space.plan = planLinformer(problem, threads);
-  space.workerFloats = projectScratchFloats(space.plan);
   const bool attends = problem.qkv.queries > 0;
-  const Index projectedBytes = attends ? roundUp(4 * linformerStateDoubles(problem), 64) : 0;
-  const Index sums = roundUp(space.plan.sums, 16);
-  const auto projecting = static_cast<std::size_t>(4 * (sums + threads * space.workerFloats));
-  const std::size_t attending = attends ? fullWorkspaceBytes(projectedProblem(problem), threads) : 0;
-  space.bytes = static_cast<std::size_t>(projectedBytes) + (projecting > attending ? projecting : attending);
-  if (memory != nullptr) {
-    space.projected = attends ? reinterpret_cast<float*>(memory) : nullptr;
-    space.attention = memory + projectedBytes;
-    space.sums = reinterpret_cast<float*>(space.attention);
-    space.workers = space.sums + sums;
+  Arena worker(nullptr);
+  placeProjectScratch(space.plan, worker);
+  // Whole pages a worker.
+  space.workerBytes = roundUp(worker.bytes(), 4096);
+
+  Arena arena(memory);
+  if (attends) space.projected = arena.take<float>(linformerStateDoubles(problem));
+  // The same memory twice, for one after the other.
+  Arena attending = arena;
+  space.sums = arena.take<float>(space.plan.sums);
+  space.workers = arena.take<std::byte>(threads * space.workerBytes);
+  if (attends) {
+    const auto bytes = static_cast<Index>(fullWorkspaceBytes(projectedProblem(problem), threads));
+    space.attention = attending.take<std::byte>(bytes);
   }
+  space.bytes = static_cast<std::size_t>(maximum(arena.bytes(), attending.bytes()));
   return space;
 }
 
@@ -223,13 +238,12 @@ LA_INLINE void stageKeys(const LinformerProblem& problem, const LinformerPlan& p
 // sums[row][column] = Σ_j E[row][j]·(keys and values)[j][column] over the unit's keys. Blocks are summed one by one and
 // then added, so that rounding errors grow with the number of blocks, not of keys.
 static void projectRange(const LinformerProblem& problem, const LinformerPlan& plan, const ProjectUnit& unit,
-                         float* memory, const Execution& execution) {
+                         const ProjectScratch& scratch, const Execution& execution) {
   const Full d;
   constexpr Index width = kProjectWidth;
   const Index stride = unit.side.stride;
-  float* block = memory;
-  float* panels = block + plan.blockRows * kProjectDepth;
-  float* row = panels + kProjectDepth * stride;
+  float* block = scratch.block;
+  float* panels = scratch.panels;
   forTiles(unit.keys, kProjectDepth, [&](KeyRange keys) {
     if (execution.aborted()) return false;
     const Index depth = keys.end - keys.begin;
@@ -239,7 +253,7 @@ static void projectRange(const LinformerProblem& problem, const LinformerPlan& p
       const void* source = elementAt(unit.side.projection.data, problem.projectionType, first + r * problem.maxLength);
       convertRow(problem.projectionType, source, DataType::kFloat32, block + r * kProjectDepth, depth);
     }
-    stageKeys(problem, plan, unit, keys, row, panels);
+    stageKeys(problem, plan, unit, keys, scratch.row, panels);
     const bool fresh = keys.begin == unit.keys.begin;
     for (Index c = 0; c < stride; c += width) {
       forRowGroups<kMaxRows<2>>(unit.rows, [&](Index top, auto size) {
@@ -305,8 +319,9 @@ void runLinformer(const LinformerProblem& problem, const Execution& execution) {
   const LinformerPlan& plan = space.plan;
   const Qkv& qkv = problem.qkv;
   forEachUnit(execution, plan.units, [&](Index worker, Index index) {
-    float* memory = space.workers + worker * space.workerFloats;
-    projectRange(problem, plan, projectUnit(problem, plan, index, space.sums), memory, execution);
+    Arena arena(space.workers + worker * space.workerBytes);
+    projectRange(problem, plan, projectUnit(problem, plan, index, space.sums), placeProjectScratch(plan, arena),
+                 execution);
   });
   if (execution.aborted()) return;
 

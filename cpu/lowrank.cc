@@ -12,6 +12,7 @@
 
 #include "core/lowrank.h"
 
+#include "cpu/arena.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 
@@ -28,8 +29,10 @@ struct LowRankSpace {
   float* rotateRight = nullptr;  // and v = right·rotateRight
   float* squares = nullptr;      // [matrices][2][queries], only where energies are wanted
   std::byte* scratch = nullptr;  // of a pass, or of the workers between passes
-  Index workerFloats = 0;        // of the latter
+  Index workerBytes = 0;         // of the latter
   std::size_t bytes = 0;
+
+  LA_METHOD Arena ofWorker(Index worker) const { return Arena(scratch + worker * workerBytes); }
 };
 
 LA_INLINE Index matricesOf(const LowRankProblem& problem) { return problem.batch * problem.heads; }
@@ -44,23 +47,16 @@ struct LowRankScratch {
   double* values = nullptr;
 };
 
-LA_INLINE Index rowsFloats(const LowRankProblem& problem) {
-  return roundUp(maximum(problem.queries, problem.keys) * problem.width, 16);
-}
-
-LA_INLINE Index lowRankWorkerFloats(const LowRankProblem& problem) {
-  return roundUp(2 * rowsFloats(problem) + 2 * (3 * problem.width + 1) * problem.width, 1024);
-}
-
-LA_INLINE LowRankScratch placeScratch(const LowRankProblem& problem, const LowRankSpace& space, Index worker) {
+LA_INLINE LowRankScratch placeScratch(const LowRankProblem& problem, Arena& arena) {
+  const Index rows = maximum(problem.queries, problem.keys) * problem.width;
   const Index square = problem.width * problem.width;
   LowRankScratch scratch;
-  scratch.rows = reinterpret_cast<float*>(space.scratch) + worker * space.workerFloats;
-  scratch.reflectors = scratch.rows + rowsFloats(problem);
-  scratch.core = reinterpret_cast<double*>(scratch.reflectors + rowsFloats(problem));
-  scratch.leftVectors = scratch.core + square;
-  scratch.rightVectors = scratch.leftVectors + square;
-  scratch.values = scratch.rightVectors + square;
+  scratch.rows = arena.take<float>(rows);
+  scratch.reflectors = arena.take<float>(rows);
+  scratch.core = arena.take<double>(square);
+  scratch.leftVectors = arena.take<double>(square);
+  scratch.rightVectors = arena.take<double>(square);
+  scratch.values = arena.take<double>(problem.width);
   return scratch;
 }
 
@@ -136,33 +132,33 @@ LA_INLINE void placeSequences(const LowRankProblem& problem, const LowRankSpace&
 // The op's one workspace formula. Fills problem.sequences too, without memory if `memory` is null.
 LA_INLINE LowRankSpace layOut(const LowRankProblem& problem, Index threads, std::byte* memory) {
   LowRankSpace space;
-  const auto take = [&](Index floats) {
-    float* place = memory == nullptr ? nullptr : reinterpret_cast<float*>(memory + space.bytes);
-    space.bytes += static_cast<std::size_t>(4 * roundUp(floats, 16));
-    return place;
-  };
+  Arena arena(memory);
   const auto copy = [&](Index heads, Index length) {
-    return denseRows(take(problem.batch * heads * length * problem.headDim), heads, length, problem.headDim, false);
+    float* rows = arena.take<float>(problem.batch * heads * length * problem.headDim);
+    return denseRows(rows, heads, length, problem.headDim, false);
   };
   const Index matrices = matricesOf(problem);
   space.query = copy(problem.heads, problem.queries);
   space.key = problem.keyType == DataType::kFloat32 ? problem.key : copy(problem.kvHeads, problem.keys);
-  space.minusLse = take(matrices * problem.queries);
-  space.columnLse = take(matrices * problem.keys);
-  space.left = take(matrices * problem.queries * problem.width);
-  space.right = take(matrices * problem.keys * problem.width);
-  space.rotateLeft = take(matrices * problem.width * problem.width);
-  space.rotateRight = take(matrices * problem.width * problem.width);
-  space.squares = take(problem.energies == nullptr ? 0 : 2 * matrices * problem.queries);
-  space.scratch = memory == nullptr ? nullptr : memory + space.bytes;
-  space.workerFloats = lowRankWorkerFloats(problem);
+  space.minusLse = arena.take<float>(matrices * problem.queries);
+  space.columnLse = arena.take<float>(matrices * problem.keys);
+  space.left = arena.take<float>(matrices * problem.queries * problem.width);
+  space.right = arena.take<float>(matrices * problem.keys * problem.width);
+  space.rotateLeft = arena.take<float>(matrices * problem.width * problem.width);
+  space.rotateRight = arena.take<float>(matrices * problem.width * problem.width);
+  if (problem.energies != nullptr) space.squares = arena.take<float>(2 * matrices * problem.queries);
   placeSequences(problem, space, memory != nullptr);
-  std::size_t scratch = static_cast<std::size_t>(4 * threads * space.workerFloats);
+
+  Arena worker(nullptr);
+  placeScratch(problem, worker);
+  // Whole pages a worker.
+  space.workerBytes = roundUp(worker.bytes(), 4096);
+  Index scratch = threads * space.workerBytes;
   for (const FullProblem& pass : {passOf(problem, false), passOf(problem, true), squaresOf(problem)}) {
-    const std::size_t bytes = fullWorkspaceBytes(pass, threads);
-    scratch = bytes > scratch ? bytes : scratch;
+    scratch = maximum(scratch, static_cast<Index>(fullWorkspaceBytes(pass, threads)));
   }
-  space.bytes += scratch;
+  space.scratch = arena.take<std::byte>(scratch);
+  space.bytes = static_cast<std::size_t>(arena.bytes());
   return space;
 }
 
@@ -224,8 +220,9 @@ LA_INLINE void drawStart(const LowRankProblem& problem, const LowRankSpace& spac
 LA_INLINE void orthonormalizeAll(const LowRankProblem& problem, const LowRankSpace& space, float* matrices, Index rows,
                                  const Execution& execution) {
   forEachUnit(execution, matricesOf(problem), [&](Index worker, Index matrix) {
+    Arena arena = space.ofWorker(worker);
     const bool done = orthonormalize(matrices + matrix * rows * problem.width, rows, problem.width,
-                                     placeScratch(problem, space, worker).reflectors);
+                                     placeScratch(problem, arena).reflectors);
     if (!done) execution.fail(Code::kMemory);
   });
 }
@@ -300,7 +297,8 @@ LA_INLINE void innerProducts(const float* a, const float* b, Index rows, Index w
 LA_INLINE void decompose(const LowRankProblem& problem, const LowRankSpace& space, const Execution& execution) {
   const Index width = problem.width;
   forEachUnit(execution, matricesOf(problem), [&](Index worker, Index matrix) {
-    const LowRankScratch scratch = placeScratch(problem, space, worker);
+    Arena arena = space.ofWorker(worker);
+    const LowRankScratch scratch = placeScratch(problem, arena);
     float* basis = space.right + matrix * problem.keys * width;
     __builtin_memcpy(scratch.rows, basis, static_cast<std::size_t>(4 * problem.keys * width));
     bool done = orthonormalize(basis, problem.keys, width, scratch.reflectors);

@@ -31,9 +31,10 @@ struct NystromWorkspace {
   float* values = nullptr;            // [batch][heads][m][valueDim], B·V and then W
   float* staged = nullptr;            // [heads][kStagedRows][valueDim], with a convolution only
   std::byte* shared = nullptr;        // of one phase after the other
-  Index inverseFloats = 0;            // of a worker
-  Index convolutionFloats = 0;        // of a worker
+  Index workerBytes = 0;              // of it between runs of exact attention
   std::size_t bytes = 0;
+
+  LA_METHOD Arena ofWorker(Index worker) const { return Arena(shared + worker * workerBytes); }
 };
 
 // The landmarks as queries over all keys, with B·V for output.
@@ -87,29 +88,26 @@ LA_INLINE FullProblem landmarkKeyProblem(const NystromProblem& problem, const Qk
 LA_INLINE NystromWorkspace layOut(const NystromProblem& problem, Index threads, std::byte* memory) {
   NystromWorkspace space;
   const Qkv& qkv = problem.qkv;
-  Index used = 0;
-  const auto place = [&](auto*& pointer, Index count) {
-    using Element = std::remove_reference_t<decltype(*pointer)>;
-    if (memory != nullptr) pointer = reinterpret_cast<Element*>(memory + used);
-    used += roundUp(count * static_cast<Index>(sizeof(Element)), 64);
-  };
+  Arena arena(memory);
   const Index rows = qkv.batch * qkv.heads * problem.landmarks;
   const bool convolves = problem.convFilters != nullptr;
-  place(space.sequences, qkv.batch);
-  place(space.pages, 2 * qkv.batch);
-  place(space.live, qkv.batch * problem.landmarks);
-  place(space.liveCount, qkv.batch);
-  place(space.queries, rows * qkv.headDim);
-  place(space.keys, rows * qkv.headDim);
-  place(space.values, rows * qkv.valueDim);
-  if (convolves) place(space.staged, qkv.heads * minimum(kStagedRows, qkv.queries) * qkv.valueDim);
+  space.sequences = arena.take<FullSequence>(qkv.batch);
+  space.pages = arena.take<const void*>(2 * qkv.batch);
+  space.live = arena.take<Index>(qkv.batch * problem.landmarks);
+  space.liveCount = arena.take<Index>(qkv.batch);
+  space.queries = arena.take<float>(rows * qkv.headDim);
+  space.keys = arena.take<float>(rows * qkv.headDim);
+  space.values = arena.take<float>(rows * qkv.valueDim);
+  if (convolves) {
+    space.staged = arena.take<float>(qkv.heads * minimum(kStagedRows, qkv.queries) * qkv.valueDim);
+  }
 
-  // A multiple of a page a worker, so that no two share a cache line.
-  InverseScratch inverse;
-  space.inverseFloats = roundUp(placeInverseScratch(problem, nullptr, &inverse), 1024);
-  ConvolutionScratch convolution;
-  if (convolves) space.convolutionFloats = roundUp(placeConvolutionScratch(problem, nullptr, &convolution), 1024);
-  const Index floats = maximum(space.inverseFloats, space.convolutionFloats);
+  Arena inverse(nullptr);
+  placeInverse(problem, inverse);
+  Arena convolution(nullptr);
+  if (convolves) placeConvolution(problem, convolution);
+  // Whole pages a worker.
+  space.workerBytes = roundUp(maximum(inverse.bytes(), convolution.bytes()), 4096);
 
   FullSequence extents;
   extents.queries = problem.landmarks;
@@ -122,8 +120,8 @@ LA_INLINE NystromWorkspace layOut(const NystromProblem& problem, Index threads, 
   extents.keys = problem.landmarks;
   const Index second =
       static_cast<Index>(uniformFullWorkspaceBytes(landmarkKeyProblem(problem, keys, &extents), threads));
-  place(space.shared, maximum(maximum(first, second), 4 * threads * floats));
-  space.bytes = static_cast<std::size_t>(used);
+  space.shared = arena.take<std::byte>(maximum(maximum(first, second), threads * space.workerBytes));
+  space.bytes = static_cast<std::size_t>(arena.bytes());
   return space;
 }
 
@@ -173,8 +171,9 @@ LA_INLINE void findAndFillLandmarks(const NystromProblem& problem, const Nystrom
   if (execution.aborted()) return;
   const Index parts = divideUp(problem.landmarks, kLandmarkUnit);
   forEachUnit(execution, qkv.batch * qkv.kvHeads * parts, [&](Index worker, Index unit) {
-    // The scratch that an inverse needs holds at least a row.
-    float* scratch = reinterpret_cast<float*>(space.shared) + worker * space.inverseFloats;
+    Arena arena = space.ofWorker(worker);
+    // An inverse's scratch, headDim rows of it, is no smaller.
+    float* scratch = arena.take<float>(qkv.headDim);
     const Index head = unit / parts;
     fillLandmarks(problem, space, head / qkv.kvHeads, head % qkv.kvHeads, unit % parts * kLandmarkUnit, scratch);
   });
@@ -186,10 +185,9 @@ LA_INLINE void applyInverses(const NystromProblem& problem, const NystromWorkspa
     const Index first = head * problem.landmarks;
     const Index count = space.liveCount[head / qkv.heads];
     if (count == 0) return;
-    InverseScratch scratch;
-    placeInverseScratch(problem, reinterpret_cast<float*>(space.shared) + worker * space.inverseFloats, &scratch);
+    Arena arena = space.ofWorker(worker);
     applyInverse(problem, space.queries + first * qkv.headDim, space.keys + first * qkv.headDim, count,
-                 space.values + first * qkv.valueDim, scratch, execution);
+                 space.values + first * qkv.valueDim, placeInverse(problem, arena), execution);
   });
 }
 
@@ -260,12 +258,11 @@ LA_INLINE void attendAndConvolve(const NystromProblem& problem, const NystromWor
       if (inShared.aborted()) return;
       const Index blocks = divideUp(rows, kConvolutionRows);
       forEachUnit(inShared, qkv.heads * blocks, [&](Index worker, Index unit) {
-        ConvolutionScratch scratch;
-        float* memory = reinterpret_cast<float*>(space.shared) + worker * space.convolutionFloats;
-        placeConvolutionScratch(problem, memory, &scratch);
+        Arena arena = space.ofWorker(worker);
         const Index begin = first + unit % blocks * kConvolutionRows;
         convolveBlock(problem, space, item, unit / blocks, first,
-                      {begin, minimum(begin + kConvolutionRows, first + rows)}, scratch, inShared);
+                      {begin, minimum(begin + kConvolutionRows, first + rows)}, placeConvolution(problem, arena),
+                      inShared);
       });
     }
   }

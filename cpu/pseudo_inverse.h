@@ -7,6 +7,7 @@
 
 #include "core/execution.h"
 #include "core/nystrom.h"
+#include "cpu/arena.h"
 #include "cpu/linalg.h"
 #include "cpu/math.h"
 #include "cpu/microkernel.h"
@@ -25,6 +26,11 @@ struct TiledMatrix {
 
   LA_METHOD float* row(Index i) const { return data + i * stride; }
 };
+
+LA_INLINE TiledMatrix takeTiled(Arena& arena, Index rows, Index columns) {
+  const Index stride = tiledStride(columns);
+  return {arena.take<float>(rows * stride), stride};
+}
 
 // c = factor·a·b + diagonal·I for a (rows × depth), b (depth × columns). Element (i, k) of a lies at a + i·aStride + k.
 static void multiply(const float* a, Index aStride, const TiledMatrix& b, Index rows, Index depth, Index columns,
@@ -70,20 +76,13 @@ struct InverseScratch {
   TiledMatrix product;    // W
 };
 
-// Fills the scratch if `memory` is not null. Returns its floats.
-LA_INLINE Index placeInverseScratch(const NystromProblem& problem, float* memory, InverseScratch* scratch) {
-  const Index stride = tiledStride(problem.landmarks);
-  const Index valueStride = tiledStride(problem.qkv.valueDim);
-  Index used = 0;
-  const auto place = [&](Index rows, Index rowStride, TiledMatrix* matrix) {
-    if (memory != nullptr) *matrix = {memory + used, rowStride};
-    used += rows * rowStride;
-  };
-  for (TiledMatrix& square : scratch->square) place(problem.landmarks, stride, &square);
-  place(problem.qkv.headDim, stride, &scratch->keys);
-  place(problem.landmarks, valueStride, &scratch->values);
-  place(problem.landmarks, valueStride, &scratch->product);
-  return used;
+LA_INLINE InverseScratch placeInverse(const NystromProblem& problem, Arena& arena) {
+  InverseScratch scratch;
+  for (TiledMatrix& square : scratch.square) square = takeTiled(arena, problem.landmarks, problem.landmarks);
+  scratch.keys = takeTiled(arena, problem.qkv.headDim, problem.landmarks);
+  scratch.values = takeTiled(arena, problem.landmarks, problem.qkv.valueDim);
+  scratch.product = takeTiled(arena, problem.landmarks, problem.qkv.valueDim);
+  return scratch;
 }
 
 // A (count × count) of dense landmark rows.

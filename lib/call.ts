@@ -41,6 +41,9 @@ export interface CallOptions {
 
 export const callOptionNames = ['out', 'device', 'isa', 'threads', 'signal'] as const;
 
+/** Those of calls whose results are no single tensor. */
+export const outlessOptionNames = callOptionNames.filter((name) => name !== 'out');
+
 /** A checked call that has not run yet. */
 export interface Call<Result> {
   readonly op: NativeOp;
@@ -52,6 +55,16 @@ export interface Call<Result> {
 
 /** Stands in for the native op of a call that has nothing to compute. */
 export const nothing: NativeOp = () => undefined;
+
+/** An op whose failures name arguments as the caller knows them: `names` has those by what native code calls them. */
+export function naming(op: NativeOp, names: Readonly<Record<string, string>>): NativeOp {
+  const named = (outcome: Outcome): Outcome =>
+    outcome?.replace(/(?<=^\w+:)\w+(?=:)/, (name) => (Object.hasOwn(names, name) ? (names[name] as string) : name));
+  return (...call) => {
+    const outcome = op(...call);
+    return typeof outcome === 'object' ? outcome.then(named) : named(outcome);
+  };
+}
 
 /** Runs a call on this thread. Errors' stacks begin at the caller of `entry`, the public function. */
 export function runSync<Result>(entry: PublicEntry, prepare: () => Call<Result>): Result {

@@ -161,8 +161,8 @@ export function checkTensor(name: string, value: unknown, rank?: number): Operan
 }
 
 /** Checks a tensor of type `'float32'`, the only one that numbers beside queries, keys and values may have. */
-export function checkFloat32(name: string, value: unknown): TensorOf<'float32'> {
-  const tensor = checkAnyTensor(name, value);
+export function checkFloat32(name: string, value: unknown, rank?: number): TensorOf<'float32'> {
+  const tensor = checkAnyTensor(name, value, rank);
   if (tensor.type !== 'float32') throw expected('ERR_TYPE', name, "type 'float32'", tensor.type);
   return tensor as TensorOf<'float32'>;
 }

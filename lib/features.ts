@@ -112,8 +112,8 @@ export function relu(options?: ReluOptions): FeatureMap {
  * logarithms, from which the largest one of the keys so far is subtracted, so that nothing overflows.
  *
  * The error grows exponentially with |q||k|: it approximates attention with small logits, and does not stand in for the
- * softmax of a trained model; with logits in the hundreds denominators vanish, and rows with them. The matrix made from a seed is made once for each headDim; `favorMatrix` gives the same
- * one to be saved.
+ * softmax of a trained model; with logits in the hundreds denominators vanish, and rows with them. The matrix made from a
+ * seed is made once for each headDim; `favorMatrix` gives the same one to be saved.
  *
  * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT
  */

@@ -1,4 +1,4 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
+import { type Call, type CallOptions, callOptionNames, checkLayout, naming, nothing, runAsync, runSync } from './call';
 import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { type FeatureMap, type FeaturePlan, planFeatures } from './features';
@@ -18,7 +18,7 @@ import {
   type UpdateRule,
 } from './linear-call';
 import { addon, type NativeOp, type Outcome } from './native';
-import { outputOf, type Qkv } from './qkv';
+import { outputOf, type Qkv, stateTensorNames } from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
@@ -212,30 +212,30 @@ export class LinearState {
   /**
    * Adds the keys and values of one or many positions, on the calling thread and `threads` − 1 more.
    *
-   * @param k `[batch, heads, n, headDim]`
-   * @param v `[batch, heads, n, valueDim]`, of k's type
+   * @param key `[batch, heads, n, headDim]`
+   * @param value `[batch, heads, n, valueDim]`, of key's type
    * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED,
    *   ERR_CLOSED; the state is then as it was
    */
-  append(k: Tensor, v: Tensor, options?: LinearAppendOptions): void {
-    runSync(LinearState.prototype.append, () => prepareAppend(this, k, v, options));
+  append(key: Tensor, value: Tensor, options?: LinearAppendOptions): void {
+    runSync(LinearState.prototype.append, () => prepareAppend(this, key, value, options));
   }
 
   /**
    * What queries read from the state, on a worker thread: φ(q)S/(φ(q)·z + epsilon) or scale·φ(q)S. Every query reads all
    * that is held; for `cosformer()` the last one stands at the last position. The state stays as it is.
    *
-   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
-   * @returns `[batch, heads, queries, valueDim]` of q's type; zeros while nothing is held
+   * @param query `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of query's type; zeros while nothing is held
    * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
    */
-  async attend(q: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
-    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, q, options));
+  async attend(query: Tensor, options?: LinearAttendOptions): Promise<Tensor> {
+    return await runAsync(LinearState.prototype.attend, () => prepareAttend(this, query, options));
   }
 
   /** {@link attend} on the calling thread. */
-  attendSync(q: Tensor, options?: LinearAttendOptions): Tensor {
-    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, q, options));
+  attendSync(query: Tensor, options?: LinearAttendOptions): Tensor {
+    return runSync(LinearState.prototype.attendSync, () => prepareAttend(this, query, options));
   }
 
   /**
@@ -361,16 +361,16 @@ function prepareAppend(
   const options = checkOptions<LinearAppendOptions>('options', given, appendNames);
   const { batch, heads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const keyRows = checkTensor('k', k, 4);
+  const keyRows = checkTensor('key', k, 4);
   const keys = keyRows.dims[rowsBeforeHeads ? 1 : 2] as number;
   const dims = (dim: number) => (rowsBeforeHeads ? [batch, keys, heads, dim] : [batch, heads, keys, dim]);
-  checkRows('k', keyRows, dims(headDim));
-  const valueRows = checkTensor('v', v, 4);
-  checkRows('v', valueRows, dims(valueDim));
+  checkRows('key', keyRows, dims(headDim));
+  const valueRows = checkTensor('value', v, 4);
+  checkRows('value', valueRows, dims(valueDim));
   if (valueRows.type !== keyRows.type)
-    throw expected('ERR_TYPE', 'v', `type '${keyRows.type}' as in \`k\``, valueRows.type);
+    throw expected('ERR_TYPE', 'value', `type '${keyRows.type}' as in \`key\``, valueRows.type);
   const firstKey = state.length;
-  checkPositions('k', method.featureMap, firstKey + keys);
+  checkPositions('key', method.featureMap, firstKey + keys);
   const qkv: Qkv = {
     ...{ query: none(headDim), key: keyRows, value: valueRows },
     ...{ batch, heads, kvHeads: heads, queries: 0, keys, headDim, valueDim, rowsBeforeHeads },
@@ -383,7 +383,7 @@ function prepareAppend(
     keyMask: checkBoolTensor('keyMask', options.keyMask, [batch, keys]),
   };
   return {
-    op: keys === 0 ? nothing : updating(state, keys, call),
+    op: keys === 0 ? nothing : naming(updating(state, keys, call), stateTensorNames),
     operands: [],
     numbers: linearNumbers(call),
     options,
@@ -396,12 +396,12 @@ function prepareAttend(value: LinearState, q: Tensor, given: LinearAttendOptions
   const options = checkOptions<LinearAttendOptions>('options', given, attendNames);
   const { batch, heads: kvHeads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const rows = checkTensor('q', q, 4);
+  const rows = checkTensor('query', q, 4);
   const heads = rows.dims[rowsBeforeHeads ? 2 : 1] as number;
   const queries = rows.dims[rowsBeforeHeads ? 1 : 2] as number;
   if (heads === 0 || heads % kvHeads !== 0 || rows.dims[0] !== batch || rows.dims[3] !== headDim) {
     const shape = rowsBeforeHeads ? `queries, heads, ${headDim}` : `heads, queries, ${headDim}`;
-    throw expected('ERR_SHAPE', 'q', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
+    throw expected('ERR_SHAPE', 'query', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
   }
   const qkv: Qkv = {
     ...{ query: rows, key: none(headDim), value: none(valueDim) },
@@ -417,7 +417,7 @@ function prepareAttend(value: LinearState, q: Tensor, given: LinearAttendOptions
     ...{ decay: { data: null, perFeature: false }, beta: null, keyMask: null },
   };
   return {
-    op: view.length(output.data) === 0 ? nothing : opOn({ state }, call),
+    op: view.length(output.data) === 0 ? nothing : naming(opOn({ state }, call), stateTensorNames),
     operands: [],
     numbers: linearNumbers(call),
     options,

@@ -1,4 +1,14 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
+import {
+  type Call,
+  type CallOptions,
+  callOptionNames,
+  checkLayout,
+  naming,
+  nothing,
+  outlessOptionNames,
+  runAsync,
+  runSync,
+} from './call';
 import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
@@ -10,7 +20,7 @@ import {
   linformerRefused,
 } from './linformer';
 import { addon, type NativeOp } from './native';
-import { outputOf, type Qkv } from './qkv';
+import { outputOf, type Qkv, stateTensorNames } from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
@@ -27,8 +37,11 @@ export interface LinformerStateOptions extends LinformerProjections {
 }
 
 /** Options of {@link LinformerState.append}. */
-export interface LinformerAppendOptions extends Pick<CallOptions, 'device' | 'isa' | 'threads'> {
-  /** `'bool'` `[batch, n]`: a masked key and its value count as zeros, whatever they hold; their position passes. Default all are there. */
+export interface LinformerAppendOptions extends Omit<CallOptions, 'out'> {
+  /**
+   * `'bool'` `[batch, n]`: a masked key and its value count as zeros, whatever they hold; their position passes. Default
+   * all are there.
+   */
   readonly keyMask?: BoolTensor;
   /** Axis order of the tensors of this call. Default `'bhld'`. */
   readonly layout?: Layout;
@@ -50,7 +63,7 @@ const stateOptionNames: ReadonlySet<string> = new Set([
   'valueDim',
   'batch',
 ]);
-const appendOptionNames: ReadonlySet<string> = new Set(['device', 'isa', 'threads', 'keyMask', 'layout']);
+const appendOptionNames: ReadonlySet<string> = new Set([...outlessOptionNames, 'keyMask', 'layout']);
 const attendOptionNames: ReadonlySet<string> = new Set([...callOptionNames, 'scale', 'layout']);
 
 interface CheckedState {
@@ -64,6 +77,7 @@ interface CheckedState {
 
 function checkState(options: LinformerStateOptions): CheckedState {
   const most = 2 ** 31 - 1;
+  if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ keyProjection, heads, headDim, … }', options);
   const given = checkOptions<LinformerStateOptions>('options', options, stateOptionNames);
   const { heads, headDim, valueDim, batch } = given;
   const extents = {
@@ -95,6 +109,8 @@ function newMemory(length: number): Memory {
     throw expected('ERR_MEMORY', 'state', 'a state that can be allocated', new Text(`${length} sums`), { cause });
   }
 }
+
+const linformerOp = naming(addon.linformer, stateTensorNames);
 
 const nothingThere: Operand = { data: new Float32Array(0), dims: [], type: 'float32' };
 
@@ -161,17 +177,17 @@ export class LinformerState {
   }
 
   /**
-   * Adds the keys and values of the next n positions, on the calling thread.
+   * Adds the keys and values of one or many positions, on the calling thread and `threads` − 1 more.
    *
-   * @param k `[batch, heads, n, headDim]`
-   * @param v `[batch, heads, n, valueDim]`, of k's type
-   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY (past maxLength, too), ERR_CLOSED;
-   * the state is then as it was
+   * @param key `[batch, heads, n, headDim]`
+   * @param value `[batch, heads, n, valueDim]`, of key's type
+   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY (past maxLength, too),
+   *   ERR_ABORTED, ERR_CLOSED; the state is then as it was
    */
-  append(k: Tensor, v: Tensor, options?: LinformerAppendOptions): void {
+  append(key: Tensor, value: Tensor, options?: LinformerAppendOptions): void {
     const { count, memory } = runSync(LinformerState.prototype.append, () => {
       memoryOf(this);
-      return this.#prepareAppend(k, v, options);
+      return this.#prepareAppend(key, value, options);
     });
     this.#memory = memory;
     this.#length += count;
@@ -181,22 +197,23 @@ export class LinformerState {
    * Attention of queries over everything summed, on a worker thread: softmax(scale·Q K′ᵀ)·V′ over all `projected` rows.
    * With nothing appended the output is zero.
    *
-   * @param q `[batch, heads, queries, headDim]`, heads a multiple of the state's
-   * @returns `[batch, heads, queries, valueDim]` of q's type
-   * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
+   * @param query `[batch, heads, queries, headDim]`, heads a multiple of the state's
+   * @returns `[batch, heads, queries, valueDim]` of query's type
+   * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY,
+   *   ERR_ABORTED, ERR_CLOSED
    */
-  async attend(q: Tensor, options?: LinformerAttendOptions): Promise<Tensor> {
+  async attend(query: Tensor, options?: LinformerAttendOptions): Promise<Tensor> {
     return await runAsync(LinformerState.prototype.attend, () => {
       memoryOf(this);
-      return this.#prepareAttend(q, options);
+      return this.#prepareAttend(query, options);
     });
   }
 
   /** {@link attend} on the calling thread. */
-  attendSync(q: Tensor, options?: LinformerAttendOptions): Tensor {
+  attendSync(query: Tensor, options?: LinformerAttendOptions): Tensor {
     return runSync(LinformerState.prototype.attendSync, () => {
       memoryOf(this);
-      return this.#prepareAttend(q, options);
+      return this.#prepareAttend(query, options);
     });
   }
 
@@ -233,60 +250,60 @@ export class LinformerState {
   }
 
   #prepareAppend(
-    k: Tensor,
-    v: Tensor,
+    givenKey: Tensor,
+    givenValue: Tensor,
     given: LinformerAppendOptions | undefined,
   ): Call<{ readonly count: number; readonly memory: Memory }> {
     const options = checkOptions<LinformerAppendOptions>('options', given, appendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
-    const key = checkTensor('k', k, 4);
+    const key = checkTensor('key', givenKey, 4);
     const keys = key.dims[rowsBeforeHeads ? 1 : 2] as number;
-    const value = checkTensor('v', v, 4);
+    const value = checkTensor('value', givenValue, 4);
     const qkv = this.#qkv({ key, value, keys, rowsBeforeHeads });
     for (const [name, { dims }, dim] of [
-      ['k', key, this.headDim],
-      ['v', value, this.valueDim],
+      ['key', key, this.headDim],
+      ['value', value, this.valueDim],
     ] as const) {
       const wanted = rowsBeforeHeads ? [this.batch, keys, this.heads, dim] : [this.batch, this.heads, keys, dim];
       if (dims.some((extent, axis) => extent !== wanted[axis]))
         throw expected('ERR_SHAPE', name, `dims [${wanted.join(', ')}]`, dims);
     }
-    if (value.type !== key.type) throw expected('ERR_TYPE', 'v', `type '${key.type}' as in \`k\``, value.type);
+    if (value.type !== key.type) throw expected('ERR_TYPE', 'value', `type '${key.type}' as in \`key\``, value.type);
     const keyMask = checkBoolTensor('keyMask', options.keyMask, [this.batch, keys]);
 
     // Looked at only now: the caller's getters have run since, and may have changed the state.
     const memory = memoryOf(this);
     if (this.#length + keys > this.maxLength) {
       const room = `at most ${this.maxLength - this.#length} more positions (maxLength ${this.maxLength})`;
-      throw expected('ERR_MEMORY', 'k', room, keys);
+      throw expected('ERR_MEMORY', 'key', room, keys);
     }
     const target = memory.readers === 0 || keys === 0 ? memory : newMemory(memory.sums.length);
     const state = { stateIn: memory.sums, stateOut: target.sums };
     return {
-      op: keys === 0 ? nothing : addon.linformer,
+      op: keys === 0 ? nothing : linformerOp,
       ...linformerArguments(qkv, nothingThere, this.#projections, { keyMask, firstColumn: this.#length, ...state }),
       options,
       result: { count: keys, memory: target },
     };
   }
 
-  #prepareAttend(q: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
+  #prepareAttend(givenQuery: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
     const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
-    const query = checkTensor('q', q, 4);
+    const query = checkTensor('query', givenQuery, 4);
     const { dims } = query;
     const [heads, queries] = (rowsBeforeHeads ? [dims[2], dims[1]] : [dims[1], dims[2]]) as [number, number];
     if (dims[0] !== this.batch || heads === 0 || heads % this.heads !== 0 || dims[3] !== this.headDim) {
       const axes = rowsBeforeHeads ? 'queries, heads' : 'heads, queries';
       const what = `dims [${this.batch}, ${axes}, ${this.headDim}] with heads a multiple of the state's ${this.heads}`;
-      throw expected('ERR_SHAPE', 'q', what, dims);
+      throw expected('ERR_SHAPE', 'query', what, dims);
     }
     const scale = checkScale(options.scale, this.headDim);
     const qkv = this.#qkv({ query, heads, queries, rowsBeforeHeads });
     const output = outputOf(qkv, options.out);
     const memory = memoryOf(this);
     const reading: NativeOp = (...args) => {
-      const outcome = addon.linformer(...args);
+      const outcome = linformerOp(...args);
       if (typeof outcome !== 'object') return outcome;
       memory.readers++;
       return outcome.finally(() => {

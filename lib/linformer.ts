@@ -76,7 +76,8 @@ export const linformerRefused: Readonly<Record<string, string>> = {
  * @param k `[batch, kvHeads, keys, headDim]`, heads a multiple of kvHeads, keys at most maxLength
  * @param v `[batch, kvHeads, keys, valueDim]`, of k's type
  * @returns `[batch, heads, queries, valueDim]` of q's type
- * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
+ * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_DEVICE, ERR_MEMORY,
+ *   ERR_ABORTED
  */
 export async function linformerAttention(q: Tensor, k: Tensor, v: Tensor, options: LinformerOptions): Promise<Tensor> {
   return await runAsync(linformerAttention, () => prepare(q, k, v, options));
@@ -88,6 +89,7 @@ export function linformerAttentionSync(q: Tensor, k: Tensor, v: Tensor, options:
 }
 
 function prepare(q: Tensor, k: Tensor, v: Tensor, given: LinformerOptions): Call<Tensor> {
+  if (given === undefined) throw expected('ERR_ARGUMENT', 'options', '{ keyProjection, … }', given);
   const options = checkOptions<LinformerOptions>('options', given, optionNames, linformerRefused);
   const qkv = checkQkv(q, k, v, checkLayout(options.layout));
   const projections = checkProjections(options, qkv.kvHeads);

@@ -1,4 +1,12 @@
-import { type Call, type CallOptions, callOptionNames, checkFlag, checkLayout, nothing } from './call';
+import {
+  type Call,
+  type CallOptions,
+  callOptionNames,
+  checkFlag,
+  checkLayout,
+  nothing,
+  outlessOptionNames,
+} from './call';
 import { checkInteger, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { checkScale, type Layout } from './full-options';
@@ -6,6 +14,7 @@ import { float64 } from './linalg';
 import { type Product, productCall } from './matmul';
 import { addon, typeNumbers } from './native';
 import { checkQk, type Qk } from './qkv';
+import { checkSeed } from './random';
 import { attempt } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
 import { allocate, type Tensor, type TensorOf } from './tensor';
@@ -63,8 +72,10 @@ export interface AttentionFactors {
   readonly ranks: Int32Array;
 }
 
-const sketchNames = ['device', 'isa', 'threads', 'signal', 'causal', 'scale', 'layout'] as const;
-export const sketchOptionNames = [...sketchNames, 'oversample', 'powerIterations', 'seed'] as const;
+export const sketchOptionNames = [
+  ...outlessOptionNames,
+  ...(['causal', 'scale', 'layout', 'oversample', 'powerIterations', 'seed'] as const),
+];
 const factorOptionNames: ReadonlySet<string> = new Set([...sketchOptionNames, 'rank', 'energy', 'maxRank']);
 const applyOptionNames: ReadonlySet<string> = new Set(callOptionNames);
 
@@ -180,7 +191,7 @@ export function sketchCall(plan: SketchPlan, options: SketchOptions): Call<Sketc
   const { query, key, batch, heads, kvHeads, queries, keys, headDim, rowsBeforeHeads } = qk;
   const causal = checkFlag('causal', options.causal);
   const scale = checkScale(options.scale, headDim);
-  const seed = options.seed === undefined ? 0 : checkInteger('seed', options.seed, 0, 2 ** 32 - 1);
+  const seed = options.seed === undefined ? 0 : checkSeed(options.seed);
   const width = Math.min(rank + oversample, queries, keys);
   const matrices = batch * heads;
   const singularValues = float64('rank', matrices * rank);
@@ -274,6 +285,7 @@ function factorsOf(sketch: Sketch, energy: number): AttentionFactors {
 }
 
 function* productSteps(factors: unknown, givenX: Tensor, given: CallOptions | undefined): Steps<Tensor> {
+  const options: CallOptions = checkOptions('options', given, applyOptionNames);
   if (typeof factors !== 'object' || factors === null)
     throw expected('ERR_TYPE', 'factors', 'an object { u, v }', factors);
   const pair = attempt('factors', () => {
@@ -283,7 +295,6 @@ function* productSteps(factors: unknown, givenX: Tensor, given: CallOptions | un
   const u = checkTensor('factors.u', pair.u, 4);
   const v = checkTensor('factors.v', pair.v, 4);
   const x = checkTensor('x', givenX, 4);
-  const options: CallOptions = checkOptions('options', given, applyOptionNames);
   const [batch, heads, queries, rank] = u.dims as [number, number, number, number];
   const [vBatch, vHeads, keys, vRank] = v.dims as [number, number, number, number];
   const [xBatch, kvHeads, xRows, dim] = x.dims as [number, number, number, number];

@@ -1,7 +1,7 @@
-import { type Call, type CallOptions, callOptionNames, checkFlag, nothing, runAsync, runSync } from './call';
+import { type Call, type CallOptions, callOptionNames, checkFlag, naming, nothing, runAsync, runSync } from './call';
 import { checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
-import { addon, type NativeOp, type Outcome, typeNumbers } from './native';
+import { addon, typeNumbers } from './native';
 import { view } from './read';
 import { allocate, type Tensor } from './tensor';
 
@@ -76,16 +76,9 @@ export interface Product {
 
 /** The native call of such products. */
 export function productCall(product: Product, options: CallOptions): Call<Operand> {
-  const { names = { a: 'a', b: 'b' } } = product;
-  const named = (outcome: Outcome): Outcome =>
-    outcome?.replace(/(?<=^\w+:)[ab](?=:)/, (name) => names[name as 'a' | 'b']);
-  const op: NativeOp = (...call) => {
-    const outcome = addon.matmul(...call);
-    return typeof outcome === 'object' ? outcome.then(named) : named(outcome);
-  };
-  const { a, b, output, starts, batch, m, n, k, transposeA, transposeB } = product;
+  const { a, b, output, starts, batch, m, n, k, transposeA, transposeB, names = {} } = product;
   return {
-    op: view.length(output.data) === 0 ? nothing : op,
+    op: view.length(output.data) === 0 ? nothing : naming(addon.matmul, names),
     operands: [a.data, b.data, output.data, starts],
     numbers: Float64Array.of(
       typeNumbers[a.type],

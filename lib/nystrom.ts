@@ -1,7 +1,7 @@
 import { types } from 'node:util';
 
 import { type Call, type CallOptions, callOptionNames, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkBoolTensor, checkChoice, checkFinite, checkInteger, checkOptions, checkTensor } from './check';
+import { checkBoolTensor, checkChoice, checkFinite, checkFloat32, checkInteger, checkOptions } from './check';
 import { expected, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
 import { addon } from './native';
@@ -94,8 +94,9 @@ const mostIterations = 100;
  * and Z the regularised pseudo-inverse of A = softmax(scale·Q̃K̃ᵀ), Q̃ and K̃ being m landmarks. On a worker thread.
  *
  * An approximation of {@link attention} for long inputs: time is linear in the length, O((queries + keys)·m·headDim + m³) a
- * head, and no matrix of queries × keys exists. How near it comes depends on the data. Each of the three matrices is normalised over its own row, also with `landmarkIndices`: columns of the
- * full softmax would take all of it to normalise. Effective weights may be negative and do not sum to one.
+ * head, and no matrix of queries × keys exists. How near it comes depends on the data. Each of the three matrices is
+ * normalised over its own row, also with `landmarkIndices`: columns of the full softmax would take all of it to normalise.
+ * Effective weights may be negative and do not sum to one.
  *
  * Not causal: landmarks are means over all positions, so that `causal`, `window`, `mask` and caches are refused.
  * A landmark whose segment has no valid query or no valid key is left out, of each batch item for itself; where none is
@@ -240,8 +241,7 @@ interface Filters {
 
 function checkFilters(convKernel: unknown, { heads, queries, keys }: Qkv): Filters {
   if (convKernel === undefined) return { data: null, size: 0, headStride: 0 };
-  const { data, dims, type } = checkTensor('convKernel', convKernel, 2);
-  if (type !== 'float32') throw expected('ERR_TYPE', 'convKernel', "type 'float32'", type);
+  const { data, dims } = checkFloat32('convKernel', convKernel, 2);
   const [rows, size] = dims as [number, number];
   if ((rows !== 1 && rows !== heads) || size % 2 === 0) {
     throw expected('ERR_SHAPE', 'convKernel', `dims [${heads}, size] or [1, size], size odd`, dims);
@@ -253,5 +253,5 @@ function checkFilters(convKernel: unknown, { heads, queries, keys }: Qkv): Filte
     const received = new Text(`a filter beside ${queries} queries and ${keys} keys`);
     throw expected('ERR_SHAPE', 'convKernel', 'no filter unless there are as many queries as keys', received);
   }
-  return { data: data as Float32Array, size, headStride: rows === 1 ? 0 : size };
+  return { data, size, headStride: rows === 1 ? 0 : size };
 }

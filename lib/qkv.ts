@@ -103,3 +103,6 @@ export function qkvNumbers(qkv: Qkv, output: Operand): number[] {
     rowsBeforeHeads ? 1 : 0,
   ];
 }
+
+/** What the methods of a state call the tensors that native code knows as q, k and v. */
+export const stateTensorNames = { q: 'query', k: 'key', v: 'value' } as const;

@@ -185,12 +185,22 @@ describe('LinearState', () => {
   });
 
   const methods = [
-    ['append', (of: LinearState, key: unknown, options?: unknown) => (of.append as Loose)(key, v, options), 'k', false],
-    ['attend', (of: LinearState, query: unknown, options?: unknown) => (of.attend as Loose)(query, options), 'q', true],
+    [
+      'append',
+      (of: LinearState, key: unknown, options?: unknown) => (of.append as Loose)(key, v, options),
+      'key',
+      false,
+    ],
+    [
+      'attend',
+      (of: LinearState, query: unknown, options?: unknown) => (of.attend as Loose)(query, options),
+      'query',
+      true,
+    ],
     [
       'attendSync',
       (of: LinearState, query: unknown, options?: unknown) => (of.attendSync as Loose)(query, options),
-      'q',
+      'query',
       false,
     ],
   ] as const;
@@ -199,7 +209,7 @@ describe('LinearState', () => {
     const faults = new Faults();
     using used = state();
     used.append(k, v);
-    const right = argument === 'k' ? k : q;
+    const right = argument === 'key' ? k : q;
     const refused = (tensor: unknown, options: unknown, wanted: Refusal) =>
       faultOf(() => call(used, tensor, options), asynchronous, wanted);
     for (const { way, value, ...wanted } of wrongTensors(right, 4)) {
@@ -241,17 +251,17 @@ describe('LinearState', () => {
     using used = state();
     const refused = (value: unknown, wanted: Refusal) => faultOf(() => (used.append as Loose)(k, value), false, wanted);
     for (const { way, value, ...wanted } of wrongTensors(v, 4)) {
-      faults.add(way, await refused(value, { argument: 'v', ...wanted }));
+      faults.add(way, await refused(value, { argument: 'value', ...wanted }));
     }
     for (const dims of [
       [2, 2, 4, 6],
       [2, 2, 5, 8],
       [2, 1, 5, 6],
     ]) {
-      faults.add(`[${dims}]`, await refused(of(...dims), { code: 'ERR_SHAPE', argument: 'v' }));
+      faults.add(`[${dims}]`, await refused(of(...dims), { code: 'ERR_SHAPE', argument: 'value' }));
     }
     const halves = zeros([2, 2, 5, 6], 'float16');
-    faults.add('type', await refused(halves, { code: 'ERR_TYPE', argument: 'v', received: '"float16"' }));
+    faults.add('type', await refused(halves, { code: 'ERR_TYPE', argument: 'value', received: '"float16"' }));
     faults.none();
     expect(used.length).toBe(0);
   });
@@ -260,10 +270,10 @@ describe('LinearState', () => {
     using used = new LinearState({ ...shape, featureMap: cosformer({ maxLength: 12 }) });
     used.append(k, v);
     used.append(k, v);
-    const wanted = { code: 'ERR_SHAPE', argument: 'k', received: '15' } as const;
+    const wanted = { code: 'ERR_SHAPE', argument: 'key', received: '15' } as const;
     expect(await faultOf(() => used.append(k, v), false, wanted)).toBeUndefined();
     const call = () => linearAttentionSync(q, k, v, { state: used });
-    expect(await faultOf(call, false, wanted)).toBeUndefined();
+    expect(await faultOf(call, false, { ...wanted, argument: 'k' })).toBeUndefined();
     expect(used.length).toBe(10);
   });
 

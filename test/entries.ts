@@ -193,8 +193,8 @@ export const calls: readonly Entry[] = [
   ...pair(
     'LinformerState.attend',
     [stateMethod(smallState, 'attend'), stateMethod(smallState, 'attendSync')],
-    { ...one, tensors: { q: query } },
-    (of, t, options) => of(t.q, options),
+    one,
+    (of, t, options) => of(t.query, options),
   ),
   ...pair('linearAttention', [linearAttention, linearAttentionSync], three, (of, t, options) =>
     of(t.q, t.k, t.v, beside({ featureMap: elu() }, options)),
@@ -202,8 +202,8 @@ export const calls: readonly Entry[] = [
   ...pair(
     'LinearState.attend',
     [stateMethod(smallLinearState, 'attend'), stateMethod(smallLinearState, 'attendSync')],
-    { ...one, tensors: { q: query } },
-    (of, t, options) => of(t.q, options),
+    one,
+    (of, t, options) => of(t.query, options),
   ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
@@ -293,16 +293,16 @@ export const entries: readonly Entry[] = [
   {
     name: 'LinformerState.append',
     asynchronous: false,
-    tensors: { k: keyRows, v: valueRows },
+    tensors: { key: keyRows, value: valueRows },
     rank: 4,
-    call: (t, options) => append(smallState, t.k, t.v, options),
+    call: (t, options) => append(smallState, t.key, t.value, options),
   },
   {
     name: 'LinearState.append',
     asynchronous: false,
-    tensors: { k: keyRows, v: valueRows },
+    tensors: { key: keyRows, value: valueRows },
     rank: 4,
-    call: (t, options) => append(smallLinearState, t.k, t.v, options),
+    call: (t, options) => append(smallLinearState, t.key, t.value, options),
   },
   {
     name: 'cast',

@@ -15,7 +15,7 @@ import { expectAttention } from './expectation';
 import { checkAttention } from './full-run';
 import { toFloat64 } from './half';
 import type { AttentionMeaning } from './problem';
-import { isaRows, once } from './rows';
+import { isaRows, once, testRows } from './rows';
 
 const rows = isaRows('full');
 
@@ -24,19 +24,12 @@ interface Case {
   readonly options?: AttentionMeaning;
 }
 
-/** One test for each case and kernel row; the reference is computed once a case. */
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, { inputs, options = {} }) => {
-    const prepared = once(() => {
-      const data = inputs();
-      return { data, expected: expectAttention(data.q, data.k, data.v, options) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, expected } = prepared();
-      checkAttention(data, options, { isa }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, ({ inputs, options = {} }) => {
+    const data = inputs();
+    const expected = expectAttention(data.q, data.k, data.v, options);
+    return (isa) => checkAttention(data, options, { isa }, expected);
   });
-}
 
 test('this machine runs at least one kernel row', () => {
   expect(rows.length).toBeGreaterThan(0);

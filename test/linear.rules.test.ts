@@ -6,7 +6,7 @@ import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
 import { checkLinear, maps, optionsOf, plainMeaning } from './linear-run';
 import type { LinearMeaning } from './reference-linear';
-import { isaRows, once } from './rows';
+import { isaRows, testRows } from './rows';
 
 const rows = isaRows('linear');
 type Rule = NonNullable<LinearMeaning['updateRule']>;
@@ -18,18 +18,12 @@ interface Case {
   readonly meaning: () => LinearMeaning;
 }
 
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, given) => {
-    const prepared = once(() => {
-      const [data, meaning] = [given.inputs(), given.meaning()];
-      return { data, meaning, expected: expectLinear(data.q, data.k, data.v, meaning) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, meaning, expected } = prepared();
-      checkLinear(data, meaning, { isa }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, (given) => {
+    const [data, meaning] = [given.inputs(), given.meaning()];
+    const expected = expectLinear(data.q, data.k, data.v, meaning);
+    return (isa) => checkLinear(data, meaning, { isa }, expected);
   });
-}
 
 /** Keys of length 1, as the delta rule wants them: steps of β ≤ 1 then never overshoot. */
 function unitKeys({ q, k, v }: Inputs): Inputs {

@@ -18,7 +18,7 @@ import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
 import { checkLinear, maps, optionsOf, plainMeaning } from './linear-run';
 import type { LinearMeaning } from './reference-linear';
-import { isaRows, once } from './rows';
+import { isaRows, once, testRows } from './rows';
 import { compare } from './tolerance';
 
 const rows = isaRows('linear');
@@ -28,19 +28,12 @@ interface Case {
   readonly meaning: LinearMeaning;
 }
 
-/** One test for each case and kernel row; the reference is computed once a case. */
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, { inputs, meaning }) => {
-    const prepared = once(() => {
-      const data = inputs();
-      return { data, expected: expectLinear(data.q, data.k, data.v, meaning) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, expected } = prepared();
-      checkLinear(data, meaning, { isa }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, ({ inputs, meaning }) => {
+    const data = inputs();
+    const expected = expectLinear(data.q, data.k, data.v, meaning);
+    return (isa) => checkLinear(data, meaning, { isa }, expected);
   });
-}
 
 /** A case for each map, all keys and causal. */
 function everyMap(shape: Shape, seed: number, type: DataType = 'float32', more: Partial<LinearMeaning> = {}) {

@@ -1,9 +1,9 @@
 /** What Linformer refuses beside wrong tensors and options, which `bad-input.*.test.ts` tries on all functions alike. */
 import { LinformerState, type LinformerStateOptions, linformerAttention, linformerAttentionSync, zeros } from '../lib';
-import { filled } from './data';
+import { filled, normal } from './data';
 import { smallState } from './entries';
 import { Faults, faultOf, type Refusal } from './refusal';
-import { primitives, wrongTensors } from './wrong-tensors';
+import { detached, primitives, wrongTensors } from './wrong-tensors';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
 type Loose = (...args: any[]) => unknown;
@@ -124,8 +124,7 @@ describe('LinformerState', () => {
   test('wrong options', async () => {
     const faults = new Faults();
     for (const [value, received] of primitives) {
-      if (value !== undefined)
-        faults.add(received, await refused(value, { code: 'ERR_ARGUMENT', argument: 'options', received }));
+      faults.add(received, await refused(value, { code: 'ERR_ARGUMENT', argument: 'options', received }));
       for (const name of ['heads', 'headDim', 'valueDim', 'batch']) {
         if (value === 5 || (value === undefined && !['heads', 'headDim'].includes(name))) continue;
         const wanted = { code: 'ERR_ARGUMENT', argument: name, received } as const;
@@ -148,7 +147,6 @@ describe('LinformerState', () => {
       faults.add(`[${dims}]`, await refused({ ...right, keyProjection: zeros(dims) }, shape('keyProjection')));
     }
     faults.add('F', await refused({ ...right, valueProjection: zeros([3, 8]) }, shape('valueProjection')));
-    faults.add('nothing', await refused(undefined, { code: 'ERR_ARGUMENT', argument: 'heads', received: 'undefined' }));
     faults.add(
       'cap',
       await refused({ ...right, capacity: 3 }, { code: 'ERR_ARGUMENT', argument: 'capacity', received: '3' }),
@@ -191,6 +189,19 @@ describe('LinformerState', () => {
       faults.add(way, await faultOf(call, false, closed));
     }
     faults.none();
+  });
+
+  test('keys whose memory goes while values are read', async () => {
+    const key = normal(k.dims, 1);
+    const trap = {
+      ...v,
+      get data() {
+        detached(key.data as Float32Array);
+        return v.data;
+      },
+    };
+    const wanted = { code: 'ERR_ARGUMENT', argument: 'key', received: 'an array that changed meanwhile' } as const;
+    expect(await faultOf(() => smallState().append(key, trap), false, wanted)).toBeUndefined();
   });
 
   test('methods of something else', async () => {

@@ -14,7 +14,7 @@ import {
 import { toFloat64 } from './half';
 import { checkLinformer, projection } from './linformer-run';
 import { expectLinformer, type LinformerMeaning } from './reference-linformer';
-import { isaRows, once } from './rows';
+import { isaRows, testRows } from './rows';
 
 const rows = isaRows('linformer');
 
@@ -24,20 +24,13 @@ interface Case {
   readonly threads?: number;
 }
 
-/** One test for each case and kernel row; the reference is computed once a case. */
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, { inputs, meaning, threads = 1 }) => {
-    const prepared = once(() => {
-      const data = inputs();
-      const options = meaning();
-      return { data, options, expected: expectLinformer(data.q, data.k, data.v, options) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, options, expected } = prepared();
-      checkLinformer(data, options, { isa, threads }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, ({ inputs, meaning, threads = 1 }) => {
+    const data = inputs();
+    const options = meaning();
+    const expected = expectLinformer(data.q, data.k, data.v, options);
+    return (isa) => checkLinformer(data, options, { isa, threads }, expected);
   });
-}
 
 /** Normal data; projections of `projected` rows for so many keys, or more. */
 function normalCase(

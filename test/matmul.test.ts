@@ -6,7 +6,7 @@ import { expectMatmul } from './expectation';
 import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
 import type { MatmulMeaning } from './reference-matmul';
-import { isaRows, once } from './rows';
+import { isaRows, testRows } from './rows';
 import { compare, type Expected } from './tolerance';
 
 const rows = isaRows('matmul');
@@ -47,18 +47,12 @@ interface Case {
   readonly options?: MatmulMeaning;
 }
 
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, { inputs, options = {} }) => {
-    const prepared = once(() => {
-      const data = inputs();
-      return { data, expected: expectMatmul(data.a, data.b, options) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, expected } = prepared();
-      checkMatmul(data, options, { isa, threads: 2 }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, ({ inputs, options = {} }) => {
+    const data = inputs();
+    const expected = expectMatmul(data.a, data.b, options);
+    return (isa) => checkMatmul(data, options, { isa, threads: 2 }, expected);
   });
-}
 
 test('this machine runs at least one kernel row', () => {
   expect(rows.length).toBeGreaterThan(0);

@@ -23,6 +23,8 @@ import {
   linearCkaSync,
   linformerAttention,
   linformerAttentionSync,
+  lowRankAttention,
+  lowRankAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -111,6 +113,15 @@ function factorsCall(shape: Shape, { q, k }: Inputs): MixedCall {
     `factors of ${shape.queries} on ${shape.keys} in ${q.type}`,
     ({ out: _, ...options }) => listed(attentionFactorsSync(q, k, { ...meaning, ...options })),
     async ({ out: _, ...options }) => listed(await attentionFactors(q, k, { ...meaning, ...options })),
+  );
+}
+
+function lowRankCall(type: DataType): MixedCall {
+  const [u, v, x] = [normal([2, 4, 150, 12], 26), normal([2, 4, 170, 12], 27), normal([2, 2, 170, 24], 28, type)];
+  return pair(
+    `low rank in ${type}`,
+    (options) => lowRankAttentionSync({ u, v }, x, options),
+    (options) => lowRankAttention({ u, v }, x, options),
   );
 }
 
@@ -276,5 +287,6 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     ...linformerCalls(type),
     ...linearCalls(type),
   ]),
+  lowRankCall('bfloat16'),
   ...analysisCalls(),
 ]);

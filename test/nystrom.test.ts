@@ -15,7 +15,7 @@ import {
 import { bitsOf } from './full-run';
 import { checkNystrom, expectNystrom } from './nystrom-run';
 import type { NystromMeaning } from './reference-nystrom';
-import { isaRows, once } from './rows';
+import { isaRows, once, testRows } from './rows';
 
 const rows = isaRows('nystrom');
 
@@ -24,19 +24,12 @@ interface Case {
   readonly options?: NystromMeaning;
 }
 
-/** One test for each case and kernel row; the reference is computed once a case. */
-function table(cases: Readonly<Record<string, Case>>) {
-  describe.each(Object.entries(cases))('%s', (_name, { inputs, options = {} }) => {
-    const prepared = once(() => {
-      const data = inputs();
-      return { data, expected: expectNystrom(data, options) };
-    });
-    test.each(rows)('%s', (isa) => {
-      const { data, expected } = prepared();
-      checkNystrom(data, options, { isa, threads: 2 }, expected);
-    });
+const table = (cases: Readonly<Record<string, Case>>) =>
+  testRows(rows, cases, ({ inputs, options = {} }) => {
+    const data = inputs();
+    const expected = expectNystrom(data, options);
+    return (isa) => checkNystrom(data, options, { isa, threads: 2 }, expected);
   });
-}
 
 /** A filter of each head. */
 const filters = (heads: number, size: number): NystromMeaning['convKernel'] =>

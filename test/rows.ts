@@ -14,3 +14,21 @@ export function once<Value>(compute: () => Value): () => Value {
     return result.value;
   };
 }
+
+/**
+ * One test for each case and kernel row.
+ *
+ * @param prepare computes what all rows of a case share, its reference above all, and returns the check of one row
+ */
+export function testRows<Case>(
+  rows: readonly string[],
+  cases: Readonly<Record<string, Case>>,
+  prepare: (given: Case) => (isa: string) => unknown,
+): void {
+  describe.each(Object.entries(cases))('%s', (_name, given) => {
+    const check = once(() => prepare(given));
+    test.each(rows)('%s', (isa) => {
+      check()(isa);
+    });
+  });
+}

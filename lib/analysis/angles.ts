@@ -24,8 +24,8 @@ export function principalAnglesSync(x: Tensor, y: Tensor, options?: AnalysisOpti
 }
 
 function* anglesSteps(x: Tensor, y: Tensor, given: AnalysisOptions | undefined): Steps<Float64Array> {
-  const [a, b] = [checkMatrix('x', x, 1), checkMatrix('y', y, 1)];
   const options = checkAnalysisOptions(given);
+  const [a, b] = [checkMatrix('x', x, 1), checkMatrix('y', y, 1)];
   if (b.rows !== a.rows) throw expected('ERR_SHAPE', 'y', `${a.rows} rows as in \`x\``, [b.rows, b.columns]);
   const bases = [yield* basisSteps('x', a, options), yield* basisSteps('y', b, options)];
   const [large, small] = bases.sort((left, right) => right.columns - left.columns) as [Matrices, Matrices];

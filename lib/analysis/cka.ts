@@ -25,8 +25,8 @@ export function linearCkaSync(x: Tensor, y: Tensor, options?: AnalysisOptions): 
 }
 
 function* ckaSteps(x: Tensor, y: Tensor, given: AnalysisOptions | undefined): Steps<number> {
-  const [a, b] = [checkMatrix('x', x, 2), checkMatrix('y', y, 2)];
   const options = checkAnalysisOptions(given);
+  const [a, b] = [checkMatrix('x', x, 2), checkMatrix('y', y, 2)];
   if (b.rows !== a.rows) throw expected('ERR_SHAPE', 'y', `${a.rows} rows as in \`x\``, [b.rows, b.columns]);
   for (const [name, matrix] of [
     ['x', a],

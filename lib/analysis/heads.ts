@@ -28,9 +28,9 @@ export function headSimilaritySync(wq: Tensor, wk: Tensor, options?: AnalysisOpt
 }
 
 function* similaritySteps(wq: Tensor, wk: Tensor, given: AnalysisOptions | undefined): Steps<number[][]> {
+  const options = checkAnalysisOptions(given);
   const query = checkValues('wq', wq, 3);
   const key = checkValues('wk', wk, 3);
-  const options = checkAnalysisOptions(given);
   const [heads, modelDim, headDim] = query.dims as [number, number, number];
   const [kvHeads] = key.dims as [number];
   if (heads === 0 || modelDim === 0 || headDim === 0)

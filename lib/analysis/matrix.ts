@@ -1,6 +1,5 @@
 /** Tensors as float64 matrices, which is what the analysis computes in. */
-import type { CallOptions } from '../call';
-import { callOptionNames } from '../call';
+import { type CallOptions, outlessOptionNames } from '../call';
 import { checkAnyTensor, checkOptions } from '../check';
 import { cast } from '../convert';
 import { expected } from '../errors';
@@ -11,8 +10,7 @@ import type { Tensor } from '../tensor';
 /** How an analysis runs. */
 export type AnalysisOptions = Omit<CallOptions, 'out'>;
 
-export const analysisOptionNames = callOptionNames.filter((name) => name !== 'out');
-const known: ReadonlySet<string> = new Set(analysisOptionNames);
+const known: ReadonlySet<string> = new Set(outlessOptionNames);
 
 export function checkAnalysisOptions(options: AnalysisOptions | undefined): AnalysisOptions {
   return checkOptions('options', options, known);

@@ -1,8 +1,9 @@
+import { outlessOptionNames } from '../call';
 import { checkInteger, checkOptions } from '../check';
 import { eigenOf, productOf, svdOf } from '../linalg';
 import { runStepsAsync, runStepsSync, type Steps, step } from '../steps';
 import type { Tensor } from '../tensor';
-import { type AnalysisOptions, analysisOptionNames, centre, checkMatrix, sumOfSquares } from './matrix';
+import { type AnalysisOptions, centre, checkMatrix, sumOfSquares } from './matrix';
 
 /** Options of {@link pca}. */
 export interface PcaOptions extends AnalysisOptions {
@@ -25,7 +26,7 @@ export interface Pca {
   readonly explainedRatio: Float64Array;
 }
 
-const optionNames: ReadonlySet<string> = new Set([...analysisOptionNames, 'components']);
+const optionNames: ReadonlySet<string> = new Set([...outlessOptionNames, 'components']);
 
 /**
  * Principal component analysis (Pearson 1901), on a worker thread, in float64: eigenvectors of the covariance where there

@@ -3,7 +3,8 @@ import { elu, type FeatureMap, identity, relu } from '../../features';
 import { linearAttention } from '../../linear';
 import { driftingInputs } from '../inputs';
 import type { FeatureName, LinearMethod } from '../method';
-import { linearGraph, linearRecurrence } from '../peer/approximate-models';
+import { linearGraph } from '../peer/approximate-models';
+import { linearAttention as onnxLinearAttention } from '../peer/models';
 import { linearReference } from '../reference/linear';
 import type { Shape } from '../suite';
 import type { Approximation, PeerModel } from './approximation';
@@ -29,6 +30,10 @@ export function linear(method: LinearMethod, shape: Shape, inputs = driftingInpu
     ...(model === undefined ? {} : { peer: { ...model, feeds: { q, k, v } } }),
   };
 }
+
+/** onnxruntime's LinearAttention as this package's `identity` features without a denominator. */
+export const linearRecurrence = ({ heads, dim }: Shape, past = false): Uint8Array =>
+  onnxLinearAttention(heads, heads, dim, dim, { rule: 'linear', scale: 1, past });
 
 /** onnxruntime has a recurrence for causal calls, which knows neither features nor denominators. */
 function peerModel(

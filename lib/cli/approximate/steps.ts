@@ -6,13 +6,12 @@ import type { Contender } from '../contender';
 import { driftingInputs, headsOf, type Inputs, rows } from '../inputs';
 import { type LinearMethod, type MethodVariant, methodFlops } from '../method';
 import { type Copies, type How, label } from '../ours';
-import { linearRecurrence } from '../peer/approximate-models';
 import { nameOf } from '../peer/contenders';
 import type { Onnxruntime } from '../peer/onnxruntime';
 import { linearReference } from '../reference/linear';
 import { product, transposed } from '../reference/matrix';
 import type { ApproximateCase, Shape } from '../suite';
-import { linearOptions } from './linear';
+import { linearOptions, linearRecurrence } from './linear';
 
 const stepName = 'LinearAttention';
 

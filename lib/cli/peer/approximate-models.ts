@@ -1,10 +1,10 @@
 /**
  * The methods of the low-rank family as a user of onnxruntime writes them: graphs of plain operators, inputs q, k, v
- * `[1, heads, length, dim]` and output o; and its own operator for linear recurrence.
+ * `[1, heads, length, dim]` and output o.
  */
 import type { FeatureName, NystromMethod } from '../method';
 import type { Shape } from '../suite';
-import { type Constant, encodeModel, microsoft, type Node, scalar, type Value, value } from './onnx-model';
+import { type Constant, encodeModel, type Node, scalar, type Value, value } from './onnx-model';
 
 const rows = ({ heads, dim }: Pick<Shape, 'heads' | 'dim'>, names: readonly string[]): Value[] =>
   names.map((name) => value(name, 'float32', [1, heads, 'n', dim]));
@@ -103,30 +103,6 @@ export function linearGraph(shape: Shape, featureMap: Exclude<FeatureName, 'iden
   const numerator = graph.add('MatMul', [query, 'state'], 'numerator');
   graph.add('Div', [numerator, graph.add('MatMul', [query, 'keySumColumn'], 'denominator')], 'o');
   return graph.encode(shape, { overRows: integers(2), ...(featureMap === 'elu' ? { one: scalar(1) } : {}) });
-}
-
-/**
- * S ← S + kᵀv, o = q S: no features and no denominator. Inputs q, k, v `[1, length, heads · dim]` and, with `past`,
- * pastState `[1, heads, dim, dim]`; outputs o and state.
- */
-export function linearRecurrence({ heads, dim }: Pick<Shape, 'heads' | 'dim'>, past = false): Uint8Array {
-  const wide = (name: string) => value(name, 'float32', [1, 'n', heads * dim]);
-  const state = (name: string) => value(name, 'float32', [1, heads, dim, dim]);
-  const inputs = [wide('q'), wide('k'), wide('v'), ...(past ? [state('pastState')] : [])];
-  const outputs = [wide('o'), state('state')];
-  const node: Node = {
-    op: 'LinearAttention',
-    domain: microsoft,
-    inputs: inputs.map(({ name }) => name),
-    outputs: outputs.map(({ name }) => name),
-    attributes: {
-      q_num_heads: { int: heads },
-      kv_num_heads: { int: heads },
-      update_rule: { text: 'linear' },
-      scale: { float: 1 },
-    },
-  };
-  return encodeModel({ opset: 21, nodes: [node], inputs, outputs });
 }
 
 /** Linformer; further inputs e and f `[projected, length]` project keys and values. */

@@ -131,22 +131,32 @@ export interface OnnxLinearParts {
   readonly decayWidth?: number;
   /** Multiplies what is read. Default 1/√dim. */
   readonly scale?: number;
+  /** Take a state to go on from. */
+  readonly past?: boolean;
 }
 
-/** LinearAttention: inputs q, k, v, decay, beta as the rule needs; outputs o, state `[batch, kvHeads, dim, valueDim]`. */
+/**
+ * LinearAttention, a recurrence without features or denominators: inputs q, k, v, pastState and what the rule needs of
+ * decay and beta; outputs o and state `[batch, kvHeads, dim, valueDim]`.
+ */
 export function linearAttention(
   heads: number,
   kvHeads: number,
   dim: number,
   valueDim: number,
-  { rule, decayWidth, scale }: OnnxLinearParts,
+  { rule, decayWidth, scale, past = false }: OnnxLinearParts,
 ): Uint8Array {
   const inputs = [
     value('q', 'float32', ['b', 's', heads * dim]),
     value('k', 'float32', ['b', 's', kvHeads * dim]),
     value('v', 'float32', ['b', 's', kvHeads * valueDim]),
   ];
+  const state = (name: string) => value(name, 'float32', ['b', kvHeads, dim, valueDim]);
   const names = ['q', 'k', 'v', '', '', ''];
+  if (past) {
+    inputs.push(state('pastState'));
+    names[3] = 'pastState';
+  }
   if (decayWidth !== undefined) {
     inputs.push(value('decay', 'float32', ['b', 's', kvHeads * decayWidth]));
     names[4] = 'decay';
@@ -155,10 +165,7 @@ export function linearAttention(
     inputs.push(value('beta', 'float32', ['b', 's', kvHeads]));
     names[5] = 'beta';
   }
-  const outputs = [
-    value('o', 'float32', ['b', 's', heads * valueDim]),
-    value('state', 'float32', ['b', kvHeads, dim, valueDim]),
-  ];
+  const outputs = [value('o', 'float32', ['b', 's', heads * valueDim]), state('state')];
   const attributes: Attributes = {
     q_num_heads: { int: heads },
     kv_num_heads: { int: kvHeads },

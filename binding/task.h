@@ -39,10 +39,10 @@ class Task : public Job {
 struct NoMemory {};
 
 // A task that runs one kernel on one problem. `Memory` owns what the problem points to beside the caller's arrays.
-template <class Problem, class Memory = NoMemory>
+template <class Problem, class Memory>
 class KernelTask final : public Task {
  public:
-  KernelTask(const Kernel<Problem>& kernel, Problem problem, Memory memory = Memory())
+  KernelTask(const Kernel<Problem>& kernel, Problem problem, Memory memory)
       : kernel_(kernel), problem_(problem), memory_(std::move(memory)) {}
 
  protected:

@@ -1,4 +1,14 @@
-import { type Call, type CallOptions, callOptionNames, checkLayout, naming, nothing, runAsync, runSync } from './call';
+import {
+  type Call,
+  type CallOptions,
+  callOptionNames,
+  checkLayout,
+  naming,
+  nothing,
+  outlessOptionNames,
+  runAsync,
+  runSync,
+} from './call';
 import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { type FeatureMap, type FeaturePlan, planFeatures } from './features';
@@ -69,11 +79,7 @@ export interface LinearAttendOptions extends CallOptions {
 
 export const updateNames = ['decay', 'beta', 'keyMask'] as const;
 const stateNames: ReadonlySet<string> = new Set(['heads', 'headDim', 'valueDim', 'batch', ...methodNames]);
-const appendNames: ReadonlySet<string> = new Set([
-  ...callOptionNames.filter((name) => name !== 'out'),
-  ...updateNames,
-  'layout',
-]);
+const appendNames: ReadonlySet<string> = new Set([...outlessOptionNames, ...updateNames, 'layout']);
 const attendNames: ReadonlySet<string> = new Set([...callOptionNames, 'layout']);
 
 interface CheckedShape {

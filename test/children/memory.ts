@@ -93,7 +93,7 @@ async function givenBack(
 ): Promise<Filled> {
   const held: { cache?: KvCache; fork?: KvCache } = { cache: new KvCache(shape) };
   const source = zeros([1, shape.heads, 1024, shape.headDim]);
-  let before = (await settled()).rss;
+  let before = (await settled(50)).rss;
   const start = before;
   // Its own scope: nothing but `held` may hold the cache.
   const byteLength = (() => {
@@ -101,12 +101,12 @@ async function givenBack(
     while (cache.byteLength < 2 ** 28 / share) cache.append(source, source);
     return cache.byteLength;
   })();
-  before = (await settled()).rss;
+  before = (await settled(50)).rss;
   const grew = before - start;
   const shrank: number[] = [];
   for (const step of steps) {
     step(held);
-    const after = (await settled()).rss;
+    const after = (await settled(50)).rss;
     shrank.push(before - after);
     before = after;
   }

@@ -77,6 +77,20 @@ export const sketchOptionNames = [
   ...(['causal', 'scale', 'layout', 'oversample', 'powerIterations', 'seed'] as const),
 ];
 const factorOptionNames: ReadonlySet<string> = new Set([...sketchOptionNames, 'rank', 'energy', 'maxRank']);
+
+const whole = 'nothing: a matrix is factored as a whole';
+
+/** Options of exact attention that factors cannot have, and why. */
+export const sketchRefused: Readonly<Record<string, string>> = {
+  window: whole,
+  queryOffset: whole,
+  mask: whole,
+  keyMask: whole,
+  keyLengths: whole,
+  queryLengths: whole,
+  softcap: whole,
+  sinks: whole,
+};
 const applyOptionNames: ReadonlySet<string> = new Set(callOptionNames);
 
 /** More would only repeat the rounding of float32. */
@@ -226,7 +240,7 @@ export function sketchCall(plan: SketchPlan, options: SketchOptions): Call<Sketc
 }
 
 function* factorSteps(q: Tensor, k: Tensor, given: FactorOptions): Steps<AttentionFactors> {
-  const options: FactorOptions = checkOptions('options', given, factorOptionNames);
+  const options: FactorOptions = checkOptions('options', given, factorOptionNames, sketchRefused);
   const { qk, most } = checkMatrices(q, k, options);
   const { rank, energy, maxRank } = options;
   if (rank === undefined && energy === undefined)

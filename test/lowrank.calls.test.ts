@@ -7,6 +7,7 @@ import {
   type FactorOptions,
   lowRankAttention,
   lowRankAttentionSync,
+  spectrumSync,
   type Tensor,
 } from '../lib';
 import { guarded, headRatios, normal, slice, swapLayout, types } from './data';
@@ -108,7 +109,6 @@ describe('options that a call must get right', () => {
     [{ rank: 3, powerIterations: 101 }, 'powerIterations', '101'],
     [{ rank: 3, seed: 2 ** 32 }, 'seed', '4294967296'],
     [{ rank: 3, out: q }, 'out', 'an object'],
-    [{ rank: 3, mask: q }, 'mask', 'an object'],
     [{ energy: 0.999, maxRank: 1 }, 'energy', '0.999'],
   ];
   test.each(wrong)('%j', async (options, argument, received) => {
@@ -233,4 +233,14 @@ describe('attention by factors', () => {
     }
     faults.none();
   });
+});
+
+test('options of exact attention that a whole matrix cannot have are refused with the reason', () => {
+  const { q, k } = inputs(1, 2, 2, 6, 7);
+  for (const option of ['window', 'queryOffset', 'mask', 'keyMask', 'keyLengths', 'queryLengths', 'softcap', 'sinks']) {
+    const wanted = { code: 'ERR_UNSUPPORTED', argument: option, message: expect.stringMatching(/as a whole/) };
+    const given = { [option]: 1 } as object;
+    expect(() => attentionFactorsSync(q, k, { rank: 2, ...given })).toThrow(expect.objectContaining(wanted));
+    expect(() => spectrumSync(q, k, given)).toThrow(expect.objectContaining(wanted));
+  }
 });

@@ -8,6 +8,7 @@ import {
   type SketchOptions,
   sketchCall,
   sketchOptionNames,
+  sketchRefused,
 } from '../lowrank';
 import { runStepsAsync, runStepsSync, type Steps, step } from '../steps';
 import type { Tensor } from '../tensor';
@@ -62,7 +63,7 @@ export function spectrumSync(q: Tensor, k: Tensor, options?: SpectrumOptions): S
 }
 
 function* spectrumSteps(q: Tensor, k: Tensor, given: SpectrumOptions | undefined): Steps<Spectrum[][]> {
-  const options: SpectrumOptions = checkOptions('options', given, optionNames);
+  const options: SpectrumOptions = checkOptions('options', given, optionNames, sketchRefused);
   const { qk, most } = checkMatrices(q, k, options);
   const exact =
     options.exact === undefined ? Math.max(qk.queries, qk.keys) <= exactLength : checkFlag('exact', options.exact);

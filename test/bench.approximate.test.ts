@@ -7,7 +7,7 @@
 import { execFileSync } from 'node:child_process';
 import path from 'node:path';
 
-import { approximation } from '../lib/cli/approximate/approximation';
+import { approximation } from '../lib/cli/approximate/approximate';
 import type { BenchReport, BenchRequest } from '../lib/cli/bench';
 import { runBench } from '../lib/cli/bench';
 import { WrongAnswer } from '../lib/cli/check';

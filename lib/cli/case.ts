@@ -1,6 +1,6 @@
 /** Runs one case: builds its contenders, checks every one, then times them in turn. */
 import os from 'node:os';
-import { approximation } from './approximate/approximation';
+import { approximation } from './approximate/approximate';
 import { exactBeside, oursApproximate, peerApproximate } from './approximate/contenders';
 import { oursSteps, peerSteps, stepInputs } from './approximate/steps';
 import type { Contender } from './contender';

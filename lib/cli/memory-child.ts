@@ -2,7 +2,7 @@
 import fs from 'node:fs';
 import { setTimeout as sleep } from 'node:timers/promises';
 
-import { approximation } from './approximate/approximation';
+import { approximation } from './approximate/approximate';
 import { oursApproximate, peerApproximate } from './approximate/contenders';
 import { WrongAnswer } from './check';
 import type { Contender } from './contender';

@@ -36,7 +36,8 @@ export interface Spectrum {
 }
 
 const optionNames: ReadonlySet<string> = new Set([...sketchOptionNames, 'count', 'exact']);
-const exactLength = 512;
+/** Up to so many queries and keys the whole matrix is decomposed by default. */
+export const exactLength = 512;
 const usualCount = 64;
 
 /**

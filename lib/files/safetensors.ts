@@ -3,6 +3,7 @@ import { checkDims } from '../check';
 import { expected, Text } from '../errors';
 import { allocate, type Tensor } from '../tensor';
 import { InputFile } from './input-file';
+import { isObject } from './json';
 import { elementBytes, headerBytes, metadataName, readable, type SafetensorsEntry } from './safetensors-format';
 import type { SafetensorsContent } from './safetensors-writer';
 
@@ -140,10 +141,6 @@ function metadataOf(file: InputFile, value: unknown): Map<string, string> {
     throw file.wrong(`texts in ${metadataName}`, value);
   }
   return new Map(pairs as [string, string][]);
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function isOffset(value: unknown): value is number {

@@ -5,7 +5,7 @@ import { expected, Text } from '../errors';
 import { Safetensors } from '../files/safetensors';
 import { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from '../rope';
 import { allocate, type Tensor } from '../tensor';
-import type { AttentionWeights, LrkvWeights } from '../weights';
+import { type AttentionWeights, checkAttentionWeights, type LrkvWeights } from '../weights';
 import { type ModelConfig, readConfig } from './config';
 import { type LayerNumbers, readMetadata } from './metadata';
 import { findLayers, keyValueParts, lrkvParts, type NamedLayer, type Part, partOf, sharedParts } from './names';
@@ -23,6 +23,9 @@ export interface ModelOptions {
   /** What stands before `layers.` in the names of the layers meant, if a file has several stacks. */
   readonly stack?: string;
 }
+
+/** Parts without which a layer is not LRKV. */
+const neededParts = ['keyBase', 'keyDown', 'keyUp', 'valueBase', 'valueDown', 'valueUp'] as const;
 
 const modelOptions: ReadonlySet<string> = new Set(['heads', 'kvHeads', 'rope', 'normEpsilon', 'stack']);
 
@@ -77,14 +80,12 @@ export async function readLrkvWeights(path: string, options?: Pick<ModelOptions,
       if (own?.lrkv === undefined) {
         throw expected('ERR_ARGUMENT', layer.prefix, 'the metadata of a converted layer', new Text('none'));
       }
+      for (const part of ['query', 'output', ...neededParts] as const) partOf(layer, part);
       const parts = await readParts(file, layer, [...sharedParts, ...lrkvParts]);
-      const { heads, kvHeads, rope, scale, lrkv } = own;
       const qkNorm = await readNorms(file, layer, own, undefined);
-      for (const part of ['query', 'output', ...lrkvParts.filter((name) => /(Base|Down|Up)$/.test(name))] as const) {
-        partOf(layer, part);
-      }
+      const { heads, kvHeads, rope, scale, lrkv } = own;
       result.push({
-        ...(parts as unknown as Pick<LrkvWeights, 'query' | 'output' | 'keyBase' | 'valueBase'> & LrkvWeights),
+        ...(parts as typeof parts & Pick<LrkvWeights, 'query' | 'output' | (typeof neededParts)[number]>),
         heads,
         kvHeads,
         ...(rope === undefined ? {} : { rope }),
@@ -119,53 +120,34 @@ interface Sources {
 async function readLayer(file: Safetensors, layer: NamedLayer, sources: Sources): Promise<AttentionWeights> {
   const { given, numbers, config } = sources;
   const parts = await readParts(file, layer, [...sharedParts, ...keyValueParts]);
-  const named = (part: 'query' | 'key' | 'value' | 'output') => {
-    const { name } = partOf(layer, part);
-    const [rows, columns] = (parts[part] as Tensor).dims as [number, number];
-    return { name, rows, columns };
-  };
-  const [query, key, value, output] = [named('query'), named('key'), named('value'), named('output')];
-
+  for (const part of ['query', 'key', 'value', 'output'] as const) partOf(layer, part);
+  const { query, key, ...others } = parts as typeof parts &
+    Pick<AttentionWeights, 'query' | 'key' | 'value' | 'output'>;
   const heads = given.heads ?? numbers?.heads ?? config?.heads;
   if (heads === undefined) {
     throw expected('ERR_ARGUMENT', 'heads', 'the number of query heads, or config.json beside the file', heads);
   }
-  const headDim = query.columns / heads;
-  const columns = (of: { name: string; columns: number }, what: string) =>
-    expected('ERR_SHAPE', of.name, what, new Text(`${of.columns}`));
-  if (!Number.isInteger(headDim)) throw columns(query, `columns for ${heads} heads`);
+  const headDim = (query.dims[1] as number) / heads;
   if (config?.headDim !== undefined && headDim !== config.headDim) {
-    throw columns(query, `${heads * config.headDim} columns for ${heads} heads of ${config.headDim}`);
+    const what = `${heads * config.headDim} columns for ${heads} heads of ${config.headDim}`;
+    throw expected('ERR_SHAPE', partOf(layer, 'query').name, what, query.dims[1]);
   }
-  const kvHeads = given.kvHeads ?? numbers?.kvHeads ?? config?.kvHeads ?? key.columns / headDim;
-  if (key.columns !== kvHeads * headDim || !Number.isInteger(kvHeads)) {
-    throw columns(key, `columns for ${Number.isInteger(kvHeads) ? `${kvHeads} ` : ''}key/value heads of ${headDim}`);
-  }
-  if (heads % kvHeads !== 0) throw expected('ERR_ARGUMENT', 'kvHeads', `a divisor of ${heads} heads`, kvHeads);
-  const valueDim = value.columns / kvHeads;
-  if (!Number.isInteger(valueDim)) throw columns(value, `columns for ${kvHeads} key/value heads`);
-  if (output.rows !== heads * valueDim) {
-    throw expected('ERR_SHAPE', output.name, `${heads * valueDim} inputs, those of ${heads} heads`, output.rows);
-  }
-  for (const other of [key, value]) {
-    if (other.rows !== query.rows) throw expected('ERR_SHAPE', other.name, `${query.rows} inputs`, other.rows);
-  }
-
-  const rope = ropeOf(sources, headDim);
+  const kvHeads = given.kvHeads ?? numbers?.kvHeads ?? config?.kvHeads ?? (key.dims[1] as number) / headDim;
+  const scale = numbers?.scale;
   const qkNorm = await readNorms(file, layer, numbers, given.normEpsilon ?? config?.normEpsilon);
-  for (const norm of [qkNorm?.query, qkNorm?.key]) {
-    if (norm?.gain !== undefined && norm.gain.length !== headDim) {
-      throw expected('ERR_UNSUPPORTED', layer.prefix, `gains of QK-norm for heads of ${headDim}`, norm.gain.length);
-    }
-  }
-  return {
-    ...(parts as { query: Tensor; key: Tensor; value: Tensor; output: Tensor }),
+  const weights = {
+    query,
+    key,
+    ...others,
     heads,
     kvHeads,
-    ...(rope === undefined ? {} : { rope }),
     ...(qkNorm === undefined ? {} : { qkNorm }),
-    ...(numbers?.scale === undefined ? {} : { scale: numbers.scale }),
+    ...(scale === undefined ? {} : { scale }),
   };
+  // Errors are about the layer's tensors by their names, as near as the two namings allow.
+  checkAttentionWeights(layer.prefix.slice(0, -1), weights);
+  const rope = ropeOf(sources, headDim);
+  return rope === undefined ? weights : { ...weights, rope };
 }
 
 /** Those of some parts that a layer has; matrices as [in, out]. */

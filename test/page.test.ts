@@ -10,7 +10,7 @@ import path from 'node:path';
 import { pathToFileURL } from 'node:url';
 import { type Browser, chromium, type Page } from 'playwright-core';
 
-import { bitmapUrl } from '../lib/cli/compare/page/bitmap';
+import { bitmapUrl } from '../lib/cli/page/bitmap';
 import { root } from './files';
 
 jest.setTimeout(180_000);

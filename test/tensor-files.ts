@@ -32,7 +32,8 @@ export function writeSafetensors(file: string, contents: Readonly<Record<string,
     offset += data.length;
     return [name, { dtype: 'F32', shape: content.dims, data_offsets: [begin, offset] }];
   });
-  const header = Buffer.from(JSON.stringify(Object.fromEntries(entries)));
+  const text = JSON.stringify(Object.fromEntries(entries));
+  const header = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(header.length));
   fs.writeFileSync(file, Buffer.concat([length, header, ...parts]));

@@ -132,7 +132,9 @@ async function readLayer(file: Safetensors, layer: NamedLayer, sources: Sources)
     const what = `${heads * config.headDim} columns for ${heads} heads of ${config.headDim}`;
     throw expected('ERR_SHAPE', partOf(layer, 'query').name, what, query.dims[1]);
   }
-  const kvHeads = given.kvHeads ?? numbers?.kvHeads ?? config?.kvHeads ?? (key.dims[1] as number) / headDim;
+  // What is no whole number of heads is refused below, for the keys' columns.
+  const fitting = Math.max(1, Math.floor((key.dims[1] as number) / headDim));
+  const kvHeads = given.kvHeads ?? numbers?.kvHeads ?? config?.kvHeads ?? fitting;
   const scale = numbers?.scale;
   const qkNorm = await readNorms(file, layer, numbers, given.normEpsilon ?? config?.normEpsilon);
   const weights = {

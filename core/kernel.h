@@ -14,6 +14,8 @@ struct LinalgProblem;
 struct LinearProblem;
 struct LinformerProblem;
 struct LowRankProblem;
+struct LrkvProblem;
+struct LrkvStoreProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct NystromProblem;
@@ -38,6 +40,7 @@ struct KernelSet {
   Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
   Kernel<LowRankProblem> lowrank;
+  Kernel<LrkvProblem> lrkv;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<NystromProblem> nystrom;

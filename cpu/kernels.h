@@ -26,6 +26,13 @@ void runLinformer(const LinformerProblem& problem, const Execution& execution);
 std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index threads);
 void runLowRank(const LowRankProblem& problem, const Execution& execution);
 
+std::size_t lrkvWorkspaceBytes(const LrkvProblem& problem, Index threads);
+void runLrkv(const LrkvProblem& problem, const Execution& execution);
+
+// Scratch of one worker that stores rows, and rows [begin, end) of the problem's own stored: cut at whole pages.
+Index lrkvStoreBytes(const LrkvStoreProblem& problem);
+void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, std::byte* scratch);
+
 std::size_t matmulWorkspaceBytes(const MatmulProblem& problem, Index threads);
 void runMatmul(const MatmulProblem& problem, const Execution& execution);
 
@@ -48,6 +55,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
           {lowRankWorkspaceBytes, runLowRank},
+          {lrkvWorkspaceBytes, runLrkv},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
           {nystromWorkspaceBytes, runNystrom},

@@ -20,6 +20,7 @@ struct MatmulProblem;
 struct MergeProblem;
 struct NystromProblem;
 struct ReadProblem;
+struct RotaryProblem;
 
 template <class Problem>
 struct Kernel {
@@ -41,10 +42,12 @@ struct KernelSet {
   Kernel<LinformerProblem> linformer;
   Kernel<LowRankProblem> lowrank;
   Kernel<LrkvProblem> lrkv;
+  Kernel<LrkvStoreProblem> lrkvStore;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<NystromProblem> nystrom;
   Kernel<ReadProblem> read;
+  Kernel<RotaryProblem> rotary;
 };
 
 // Sets that were built, fastest first.

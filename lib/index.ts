@@ -43,6 +43,16 @@ export {
   relu,
   taylor,
 } from './features';
+export type { Gauge } from './fit/als';
+export { fitLrkv, fitLrkvSync, type LrkvFit } from './fit/fit';
+export type { FitOptions, FitProgress, GaugeOption } from './fit/options';
+export type {
+  LrkvHeadReport,
+  LrkvLayerReport,
+  LrkvRatios,
+  LrkvReport,
+  LrkvSideReport,
+} from './fit/report';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
@@ -93,3 +103,4 @@ export {
   tensor,
   zeros,
 } from './tensor';
+export type { AttentionWeights, LrkvWeights } from './weights';

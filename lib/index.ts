@@ -91,6 +91,8 @@ export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
+export { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from './rope';
+export { type RotaryOptions, rotary, rotarySync } from './rotary';
 export {
   type BoolTensor,
   type DataType,

@@ -215,15 +215,17 @@ function better({ based, baseless }: Ways, width: number): Kept {
 }
 
 function* finishSide(objective: Objective, plan: FitPlan, ways: Ways, run: Run): Steps<FinishedSide> {
-  const { factors, ranks } = better(ways, objective.width);
+  const kept = better(ways, objective.width);
+  const { factors, ranks } = kept;
   const energy = total(objective.energies);
-  const errorIn = (kept: Kept | undefined): number | undefined =>
-    kept === undefined ? undefined : relative(errorOf(kept), energy);
+  const errorIn = (way: Kept | undefined): number | undefined =>
+    way === undefined ? undefined : relative(errorOf(way), energy);
   return {
     fitted: yield* finish(objective, factors, ranks, plan, run),
     gauge: factors.gauge,
     ranks,
-    history: factors.history.map((error) => relative(error, energy)),
+    // Without a base there is nothing to iterate, and the factors serve all ranks.
+    history: (factors.base === null ? [errorOf(kept)] : factors.history).map((error) => relative(error, energy)),
     baseError: errorIn(ways.based),
     noBaseError: errorIn(ways.baseless),
   };

@@ -28,7 +28,7 @@ export interface LrkvSideReport {
   /** Of all heads together, as of each. */
   readonly predictedError: number;
   readonly measuredError: number;
-  /** Relative error after each iteration of the fit that was kept. */
+  /** Relative error after each iteration of the fit that was kept, under the ranks it was made with; known to 1e-8. */
   readonly history: readonly number[];
   readonly heads: readonly LrkvHeadReport[];
 }

@@ -2,7 +2,7 @@
 import { checkAnyTensor, checkFinite, checkInteger, checkOptions } from './check';
 import { expected } from './errors';
 import type { RopeMode } from './lrkv-model';
-import { checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
 import type { Tensor } from './tensor';
 
 /** What keys and queries meet between their projections and their product, and what follows it. */
@@ -93,11 +93,17 @@ const attentionNames: ReadonlySet<string> = new Set([
 ]);
 const normNames: ReadonlySet<string> = new Set(['query', 'key']);
 
-/** Weights that fit each other: a copy of what was given, and its extents. */
-export function checkAttentionWeights(
-  name: string,
-  given: AttentionWeights,
-): { readonly weights: AttentionWeights; readonly shape: AttentionShape } {
+/** Weights that fit each other. */
+export interface CheckedWeights {
+  /** A copy of what was given, its tensors checked. */
+  readonly weights: AttentionWeights;
+  readonly shape: AttentionShape;
+  readonly rope: CheckedRope | null;
+  readonly queryNorm: CheckedRmsNorm | null;
+  readonly keyNorm: CheckedRmsNorm | null;
+}
+
+export function checkAttentionWeights(name: string, given: AttentionWeights): CheckedWeights {
   if (given === undefined) throw expected('ERR_ARGUMENT', name, 'an object', given);
   const weights = checkOptions(name, given, attentionNames) as AttentionWeights;
   const heads = checkInteger(`${name}.heads`, weights.heads, 1);
@@ -123,7 +129,11 @@ export function checkAttentionWeights(
   const valueDim = value.columns / kvHeads;
   if (!Number.isInteger(headDim)) refuse('query', `a multiple of ${heads} columns, one part a head`, query.tensor);
   if (key.rows !== modelDim || key.columns !== kvHeads * headDim)
-    refuse('key', `dims [${modelDim}, ${kvHeads * headDim}], as \`query\` and the numbers of heads have it`, key.tensor);
+    refuse(
+      'key',
+      `dims [${modelDim}, ${kvHeads * headDim}], as \`query\` and the numbers of heads have it`,
+      key.tensor,
+    );
   if (value.rows !== modelDim || !Number.isInteger(valueDim))
     refuse('value', `${modelDim} rows and a multiple of ${kvHeads} columns`, value.tensor);
   if (output.rows !== heads * valueDim) refuse('output', `${heads * valueDim} rows, heads·valueDim`, output.tensor);
@@ -139,17 +149,17 @@ export function checkAttentionWeights(
     valueBias: bias('valueBias', value.columns),
     outputBias: bias('outputBias', output.columns),
   };
-  if (weights.rope !== undefined) checkRope(`${name}.rope`, weights.rope, headDim);
-  if (weights.qkNorm !== undefined) {
-    const norms = checkOptions(`${name}.qkNorm`, weights.qkNorm, normNames);
-    for (const of of ['query', 'key'] as const) {
-      if (norms[of] !== undefined) checkRmsNorm(`${name}.qkNorm.${of}`, norms[of], headDim);
-    }
-  }
+  const rope = weights.rope === undefined ? null : checkRope(`${name}.rope`, weights.rope, headDim);
+  const norms = checkOptions(`${name}.qkNorm`, weights.qkNorm, normNames);
+  const norm = (of: 'query' | 'key'): CheckedRmsNorm | null =>
+    norms[of] === undefined ? null : checkRmsNorm(`${name}.qkNorm.${of}`, norms[of], headDim);
   if (weights.scale !== undefined) checkFinite(`${name}.scale`, weights.scale);
   const tensors = { query: query.tensor, key: key.tensor, value: value.tensor, output: output.tensor };
   return {
     weights: { ...weights, ...tensors, ...Object.fromEntries(Object.entries(biases).filter(([, of]) => of)), kvHeads },
     shape: { modelDim, heads, kvHeads, headDim, valueDim, outDim: output.columns },
+    rope,
+    queryNorm: norm('query'),
+    keyNorm: norm('key'),
   };
 }

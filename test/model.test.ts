@@ -190,7 +190,7 @@ describe('refused', () => {
     const bare = written(contents);
     expect(await refusal(readAttentionWeights(bare))).toMatch(/^ERR_ARGUMENT heads: /);
     expect(await refusal(readAttentionWeights(bare, { heads: 4 }))).toMatch(/^ERR_ARGUMENT rope: /);
-    expect(await read(contents, { heads: 5 }, '{}')).toMatch(/^ERR_SHAPE model.layers.0.self_attn.query: /);
+    expect(await read(contents, { heads: 5 }, '{}')).toMatch(/^ERR_SHAPE model.layers.0.self_attn.q_proj.weight: /);
     expect(await read(contents, { kvHeads: 4 })).toMatch(/^ERR_SHAPE model.layers.0.self_attn.key: /);
     expect(await read(contents, { kvHeads: 3 })).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.kvHeads: /);
     expect(await read(contents, {}, { ...config, head_dim: 8 })).toMatch(/q_proj.weight: .*32 columns .*received 24$/);

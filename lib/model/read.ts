@@ -132,7 +132,10 @@ async function readLayer(file: Safetensors, layer: NamedLayer, sources: Sources)
     const what = `${heads * config.headDim} columns for ${heads} heads of ${config.headDim}`;
     throw expected('ERR_SHAPE', partOf(layer, 'query').name, what, query.dims[1]);
   }
-  // What is no whole number of heads is refused below, for the keys' columns.
+  if (!Number.isInteger(headDim)) {
+    throw expected('ERR_SHAPE', partOf(layer, 'query').name, `columns for ${heads} heads`, query.dims[1]);
+  }
+  // Keys that are no whole number of heads are refused below.
   const fitting = Math.max(1, Math.floor((key.dims[1] as number) / headDim));
   const kvHeads = given.kvHeads ?? numbers?.kvHeads ?? config?.kvHeads ?? fitting;
   const scale = numbers?.scale;

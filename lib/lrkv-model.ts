@@ -3,6 +3,7 @@ import { types } from 'node:util';
 import { checkChoice, checkInteger, checkNumbers, checkTensor } from './check';
 import { float32Of } from './convert';
 import { expected, Text } from './errors';
+import { mostExtent } from './qkv';
 import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
 import type { DataType, Tensor } from './tensor';
 
@@ -121,8 +122,6 @@ export interface CheckedLrkvModel {
 
 /** More key/value heads than any layer has; what is counted by heads is bounded by it. */
 export const mostKvHeads = 2 ** 16;
-
-const mostExtent = 2 ** 31 - 1;
 
 /** Kinds of core/lrkv.h. Intertwined factors are computed as the paper's formula, which is exact for them. */
 const modeNumbers = { exact: 1, latent: 2, none: 3, paper: 4, intertwined: 4 } as const;

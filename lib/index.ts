@@ -88,6 +88,8 @@ export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export type { KvCacheOptions } from './paged-cache';
+export { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from './rope';
+export { type RotaryOptions, rotary, rotarySync } from './rotary';
 export {
   type BoolTensor,
   type DataType,

@@ -4,7 +4,15 @@ import { checkChoice, checkInteger, checkNumbers, checkTensor } from './check';
 import { float32Of } from './convert';
 import { expected, Text } from './errors';
 import { mostExtent } from './qkv';
-import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import {
+  type CheckedRmsNorm,
+  type CheckedRope,
+  checkFrequencies,
+  checkRmsNorm,
+  checkRope,
+  type RmsNormOptions,
+  type Rope,
+} from './rope';
 import type { DataType, Tensor } from './tensor';
 
 /**
@@ -275,15 +283,7 @@ function checkLatent(given: unknown, mode: RopeMode, key: LrkvFactors, rope: Che
       );
   }
   if (!rotated) return intertwinedFrequencies(key, rope);
-  const check = (frequency: unknown, pair: number): number => {
-    if (typeof frequency !== 'number' || !Number.isFinite(frequency))
-      throw expected('ERR_ARGUMENT', `latentFrequencies[${pair}]`, 'a finite number', frequency);
-    return frequency;
-  };
-  const isTyped = (list: unknown): boolean => types.isFloat64Array(list) || types.isFloat32Array(list);
-  const count = key.latentDim / 2;
-  const what = `${count} frequencies (one a pair of latents)`;
-  return Float64Array.from(checkNumbers('latentFrequencies', given, isTyped, count, what, check));
+  return checkFrequencies('latentFrequencies', given, key.latentDim / 2);
 }
 
 function intertwinedFrequencies({ up, dim, ranks, latentDim }: LrkvFactors, rope: CheckedRope): Float64Array {

@@ -35,6 +35,9 @@ export interface NativeKvCache {
   sharedBytes(): number;
 }
 
+/** The same of LRKV rows; `append` also takes the model they are of. */
+export type NativeLrkvCache = Omit<NativeKvCache, 'fork'> & { fork(): NativeLrkvCache };
+
 export interface Addon {
   /** JSON, see {@link NativeInfo}. */
   info(): string;
@@ -42,6 +45,8 @@ export interface Addon {
   readonly read: NativeOp;
   readonly linalg: NativeOp;
   readonly lowrank: NativeOp;
+  readonly lrkv: NativeOp;
+  readonly lrkvCached: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
   readonly linear: NativeOp;
@@ -51,6 +56,15 @@ export interface Addon {
   readonly cached: NativeOp;
   readonly linformer: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;
+  readonly LrkvCache: new (
+    heads: number,
+    type: number,
+    keyBaseDim: number,
+    valueBaseDim: number,
+    scaled: 0 | 1,
+    keyWidths: Int32Array,
+    valueWidths: Int32Array,
+  ) => NativeLrkvCache;
 }
 
 /** One row of the kernel table. */

@@ -126,18 +126,18 @@ LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std
 // Merges the states of a row over the splits into the first one.
 LA_INLINE void mergeRow(const LrkvPlan& plan, float* first, Index floats) {
   const auto state = [&](Index split) { return first + split * plan.rows * floats; };
-  float max = -kInfinity;
-  for (Index split = 0; split < plan.splits; ++split) max = ::fmaxf(max, state(split)[floats - 2]);
-  // Of states that are all empty each factor is 2^0, on zeros.
-  const float safe = max == -kInfinity ? 0.0f : max;
+  const hn::CappedTag<float, 1> one;
+  auto max = hn::Set(one, -kInfinity);
+  for (Index split = 0; split < plan.splits; ++split) max = hn::Max(max, hn::Set(one, state(split)[floats - 2]));
+  // Where all states are empty, 0 in place of the maximum makes every factor 0.
+  const auto safe = hn::IfThenElse(hn::Eq(max, hn::Set(one, -kInfinity)), hn::Zero(one), max);
   for (Index split = 0; split < plan.splits; ++split) {
-    const float own = state(split)[floats - 2];
-    const float factor = own == -kInfinity ? 0.0f : ::exp2f(own - safe);
     const float* from = state(split);
+    const float factor = hn::GetLane(exp2NonPositive(one, hn::Sub(hn::Set(one, from[floats - 2]), safe)));
     for (Index c = 0; c < floats - 2; ++c) first[c] = split == 0 ? first[c] * factor : first[c] + from[c] * factor;
     first[floats - 1] = split == 0 ? first[floats - 1] * factor : first[floats - 1] + from[floats - 1] * factor;
   }
-  first[floats - 2] = max;
+  first[floats - 2] = hn::GetLane(max);
 }
 
 // Output and lse of all rows of a sequence that read one key/value head.

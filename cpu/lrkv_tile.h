@@ -14,9 +14,9 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// Keys of a tile: a few blocks of latents, so that what a head reads of them is long enough to be worth asking for, while
-// base, queries and scores stay in the caches.
-constexpr Index kLrkvTile = 2 * kLatentRows;
+// Keys of a tile: a whole page, so that what a head reads of its latents is long, and what is done once a tile and head
+// is rare. Scores and queries still fit L1; half as many keys took a fifth longer (docs/performance.md).
+constexpr Index kLrkvTile = LrkvLayout::kPageRows;
 
 // Scratch of one worker beside its panels.
 struct LrkvScratch {
@@ -237,7 +237,7 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
         d, key.data + first * key.rowStride, key.rowStride, 1, panel.query, width, base.headDim,
         [&](int r, int v) { return hn::Load(d, target + r * width + v * kLanes<D>); },
         [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, target + r * width + v * kLanes<D>); },
-        [&] { valuesAhead(); valuesAhead(); });
+        [&] { valuesAhead(); });
   });
   if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
   alignas(64) float decay[width];
@@ -255,7 +255,7 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
             return hn::Mul(hn::Load(d, output + r * width + v * kLanes<D>), hn::Load(d, decay + v * kLanes<D>));
           },
           [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); },
-          [&] { keysAhead(); keysAhead(); });
+          [&] { keysAhead(); });
     });
   }
   latentOutput<Shape, kType>(tile, panel, keys, next, hidden, decay, sums);

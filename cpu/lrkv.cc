@@ -110,11 +110,22 @@ LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std
 
   const Index floats = lrkvStateFloats(problem.layout);
   float* states = call.space.states + plan.firstState + (split * plan.rows + first) * floats;
+  constexpr Index kRows = kRowBlock<Shape>;
+  float ones[kRows];
+  for (float& factor : ones) factor = 1;
   for (Index p = 0; p < count; ++p) {
     const Panel& panel = panels[p];
+    const auto stateOf = [&](Index lane) { return states + (p * width + lane) * floats; };
+    for (Index lane = 0; lane < panel.rows; lane += kRows) {
+      // Lanes without a row go where a tile's values were.
+      float* targets[kRows];
+      for (Index r = 0; r < kRows; ++r) {
+        targets[r] = lane + r < panel.rows ? stateOf(lane + r) : worker.scratch.flash.value;
+      }
+      lanesToRows<kRows>(panel.output + lane, width, base.valueDim, ones, targets);
+    }
     for (Index lane = 0; lane < panel.rows; ++lane) {
-      float* state = states + (p * width + lane) * floats;
-      for (Index c = 0; c < base.valueDim; ++c) state[c] = panel.output[c * width + lane];
+      float* state = stateOf(lane);
       __builtin_memcpy(state + base.valueDim, worker.sums + (p * width + lane) * sumWidth,
                        static_cast<std::size_t>(sumWidth) * sizeof(float));
       state[floats - 2] = panel.rowMax[lane];

@@ -414,7 +414,7 @@ describe('kinds of caches', () => {
 
   test('equal models that are not one object are one model', () => {
     using cache = smallLrkvCache();
-    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: lrkvModel.keyUp.data.slice() } });
+    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: (lrkvModel.keyUp.data as Float32Array).slice() } });
     twin.append(lrkvRows(4));
     using fork = cache.fork();
     const outputs = attendBatchSync([cache, twin, fork].map((each) => ({ cache: each, query: q })));

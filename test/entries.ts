@@ -367,7 +367,7 @@ export const entries: readonly Entry[] = [
     'lrkvAttention',
     [lrkvAttention, lrkvAttentionSync],
     { tensors: { ...lrkvRows(5, { batch: 2 }) }, rank: 3 },
-    lrkv,
+    lrkvCall,
   ),
   ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { tensors: { keyUp, valueUp }, rank: 2 }, lrkvCall),
   {

@@ -414,7 +414,7 @@ describe('kinds of caches', () => {
 
   test('equal models that are not one object are one model', () => {
     using cache = smallLrkvCache();
-    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: lrkvModel.keyUp.data.slice() } });
+    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: (lrkvModel.keyUp.data as Float32Array).slice() } });
     twin.append(lrkvRows(4));
     using fork = cache.fork();
     const outputs = attendBatchSync([cache, twin, fork].map((each) => ({ cache: each, query: q })));
@@ -438,7 +438,7 @@ describe('ratio and bytes', () => {
     using keyValue = new KvCache({ heads: 2, headDim: 8, valueDim: 6, type: cache.type });
     expect(cache.ratio).toBe(ratio);
     expect(cache.byteLength).toBe(0);
-    cache.append(lrkvRows(130, 'keyUp' in change ? 6 : 8, 'keyBaseDim' in change ? 0 : 8));
+    cache.append(lrkvRows(130, { keyLatents: 'keyUp' in change ? 6 : 8, keyBaseDim: 'keyBaseDim' in change ? 0 : 8 }));
     keyValue.append(normal([1, 2, 130, 8], 1), normal([1, 2, 130, 6], 2));
     // Two pages of 128 positions.
     expect(cache.byteLength).toBeCloseTo(keyValue.byteLength * ratio, 6);

@@ -1,5 +1,5 @@
-// The two-part form: a panel whose rows are queries of all heads walks over the stored keys and values. For one tile of T
-// keys, with W rows as lanes:
+// The two-part form: a panel whose rows are queries of all heads walks over the stored keys and values. For one tile of
+// T keys, with W rows as lanes:
 //   S [T][W]       = latents·q_latent, head by head, + base [T][baseDim]·q_base [baseDim][W]
 //   output [vb][W] = output·decay + value baseᵀ·P          sums [W][width] = sums·decay + P·value latents, head by head
 // The base is that of exact attention with a single key head, at the rate of a matrix product; the softmax between is
@@ -208,10 +208,9 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
       }
     }
     const bool last = kvHead + 1 == layout.kvHeads;
-    const Ahead ahead =
-        last ? Ahead(nullptr, 0)
-             : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
-                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
+    const Ahead ahead = last ? Ahead(nullptr, 0)
+                             : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
+                                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
     residualOutput<kType>(latents, own, count, weights, width, decay[lane], sum, ahead);
     if (next.begin < next.end) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next, lane, panel.rows);
   });
@@ -261,8 +260,8 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
   latentOutput<Shape, kType>(tile, panel, keys, next, hidden, decay, sums);
 }
 
-// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with garbage,
-// when the call is aborted.
+// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with
+// garbage, when the call is aborted.
 template <class Shape, DataType kType>
 LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
                            const Execution& execution) {

@@ -16,6 +16,7 @@ export type { AnalysisOptions } from './analysis/matrix';
 export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
 export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
 export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
+export { attentionLayer } from './attention-layer';
 export {
   type AttendItem,
   type AttendOptions,
@@ -46,6 +47,7 @@ export {
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export type { AttentionLayer, ForwardOptions, LayerCacheOptions, LayerOptions, StepOptions } from './layer';
 export { type LinearAttentionOptions, linearAttention, linearAttentionSync } from './linear';
 export type { LinearMethod, UpdateRule } from './linear-call';
 export {
@@ -81,6 +83,7 @@ export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
+export { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from './rope';
 export {
   type BoolTensor,
   type DataType,
@@ -93,3 +96,4 @@ export {
   tensor,
   zeros,
 } from './tensor';
+export type { AttentionWeights } from './weights';

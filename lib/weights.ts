@@ -142,8 +142,8 @@ export function checkAttentionWeights(
   if (weights.rope !== undefined) checkRope(`${name}.rope`, weights.rope, headDim);
   if (weights.qkNorm !== undefined) {
     const norms = checkOptions(`${name}.qkNorm`, weights.qkNorm, normNames);
-    for (const of of ['query', 'key'] as const) {
-      if (norms[of] !== undefined) checkRmsNorm(`${name}.qkNorm.${of}`, norms[of], headDim);
+    for (const side of ['query', 'key'] as const) {
+      if (norms[side] !== undefined) checkRmsNorm(`${name}.qkNorm.${side}`, norms[side], headDim);
     }
   }
   if (weights.scale !== undefined) checkFinite(`${name}.scale`, weights.scale);

@@ -1,0 +1,82 @@
+/** A layer of exact attention. */
+
+import { checkKvCache, KvCache } from './cache';
+import type { CallOptions } from './call';
+import { expected, guard } from './errors';
+import { attentionCall } from './full';
+import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
+import { operandMap, Projection } from './projection';
+import { checkRmsNorm, checkRope, type RmsNormOptions } from './rope';
+import { rotaryCall } from './rotary';
+import { type Steps, step } from './steps';
+import type { Tensor } from './tensor';
+import { type AttentionWeights, checkAttentionWeights } from './weights';
+
+/**
+ * The attention layer of a Transformer with these weights: multi-head or grouped-query attention (Vaswani et al. 2017, arXiv
+ * 1706.03762, section 3.2.2), with rotary embedding and QK-norm where the weights have them.
+ *
+ * Weights of queries, keys and values are copied side by side, so that hidden states are read once: in their element type if
+ * it is the same, else in float32. Those of the output stay where they are and must not change.
+ *
+ * @param weights matrices `[in, out]`, see {@link AttentionWeights}
+ * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_MEMORY
+ */
+export function attentionLayer(weights: AttentionWeights, options?: LayerOptions): AttentionLayer<KvCache> {
+  return guard(attentionLayer, () => {
+    const { weights: given, shape } = checkAttentionWeights('weights', weights);
+    const { heads, kvHeads, headDim, valueDim } = shape;
+    const scores = checkLayerOptions(options, given.scale, shape);
+    const rope = given.rope === undefined ? undefined : checkRope('weights.rope', given.rope, headDim);
+    const normOf = (name: 'query' | 'key') => {
+      const norm: RmsNormOptions | undefined = given.qkNorm?.[name];
+      return norm === undefined ? undefined : checkRmsNorm(`weights.qkNorm.${name}`, norm, headDim);
+    };
+    const norms = { query: normOf('query'), key: normOf('key') };
+    const cacheShape = { heads: kvHeads, headDim, valueDim };
+
+    function* rotated(x: Tensor, name: 'query' | 'key', starts: readonly number[], how: CallOptions): Steps<Tensor> {
+      const norm = norms[name];
+      if (rope === undefined && norm === undefined) return x;
+      const positions = starts.map((start) => start + (rope?.firstPosition ?? 0));
+      return yield* step(rotaryCall(x, { rope, norm, positions, layout: 'blhd', ...how }));
+    }
+
+    return new Layer<KvCache>({
+      shape,
+      scores,
+      projection: new Projection([
+        { weight: given.query, bias: given.queryBias },
+        { weight: given.key, bias: given.keyBias },
+        { weight: given.value, bias: given.valueBias },
+      ]),
+      output: operandMap({ weight: given.output, bias: given.outputBias }),
+
+      createCache: (wanted) => new KvCache({ ...cacheShape, ...wanted }),
+
+      checkCache: (name, value) => {
+        const cache = checkKvCache(name, value);
+        if (cache.heads !== kvHeads || cache.headDim !== headDim || cache.valueDim !== valueDim) {
+          const what = `a cache of ${kvHeads} heads with keys of ${headDim} and values of ${valueDim}`;
+          throw expected('ERR_SHAPE', name, what, cache);
+        }
+        return cache;
+      },
+
+      *prepare([q, k, v], n, starts, how): Steps<PreparedRows> {
+        const rowsOf = (data: Float32Array | undefined, count: number, dim: number): Tensor => ({
+          data: data as Float32Array,
+          dims: [starts.length, n, count, dim],
+          type: 'float32',
+        });
+        const query = yield* rotated(rowsOf(q, heads, headDim), 'query', starts, how);
+        const key = yield* rotated(rowsOf(k, kvHeads, headDim), 'key', starts, how);
+        return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
+      },
+
+      attend: ({ query, rows: [key, value] }, all) => attentionCall(query, key as Tensor, value as Tensor, all, false),
+
+      append: (cache, [key, value]) => cache.append(key as Tensor, value as Tensor, { layout: 'blhd' }),
+    });
+  });
+}

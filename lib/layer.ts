@@ -4,7 +4,7 @@ import { type Call, type CallOptions, callOptionNames } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected, guard } from './errors';
 import type { AttentionWithLse } from './full';
-import { type AttentionOptions, checkMask, checkSinks, type ScoreOptions, scoreNumbers } from './full-options';
+import { type AttentionOptions, checkMask, checkSinks, checkWindow, type ScoreOptions, scoreNumbers } from './full-options';
 import { applyInto, type OperandMap, type Projection } from './projection';
 import { isArray, readList } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
@@ -145,7 +145,7 @@ export function checkLayerOptions(
     layout: 'blhd',
     causal,
     ...(scale === undefined ? {} : { scale }),
-    ...(window === undefined ? {} : { window: [...window] }),
+    ...(window === undefined ? {} : { window: checkWindow(window) }),
     ...(softcap === undefined ? {} : { softcap }),
     ...(sinks === undefined ? {} : { sinks: checkSinks(sinks, heads) as Float32Array }),
   };

@@ -140,8 +140,8 @@ export function checkAttentionWeights(
     outputBias: bias('outputBias', output.columns),
   };
   if (weights.rope !== undefined) checkRope(`${name}.rope`, weights.rope, headDim);
-  if (weights.qkNorm !== undefined) {
-    const norms = checkOptions(`${name}.qkNorm`, weights.qkNorm, normNames);
+  const norms = weights.qkNorm && checkOptions(`${name}.qkNorm`, weights.qkNorm, normNames);
+  if (norms !== undefined) {
     for (const side of ['query', 'key'] as const) {
       if (norms[side] !== undefined) checkRmsNorm(`${name}.qkNorm.${side}`, norms[side], headDim);
     }
@@ -149,7 +149,13 @@ export function checkAttentionWeights(
   if (weights.scale !== undefined) checkFinite(`${name}.scale`, weights.scale);
   const tensors = { query: query.tensor, key: key.tensor, value: value.tensor, output: output.tensor };
   return {
-    weights: { ...weights, ...tensors, ...Object.fromEntries(Object.entries(biases).filter(([, of]) => of)), kvHeads },
+    weights: {
+      ...weights,
+      ...tensors,
+      ...Object.fromEntries(Object.entries(biases).filter(([, of]) => of)),
+      ...(norms === undefined ? {} : { qkNorm: norms }),
+      kvHeads,
+    },
     shape: { modelDim, heads, kvHeads, headDim, valueDim, outDim: output.columns },
   };
 }

@@ -2,12 +2,13 @@
 
 import { checkKvCache, KvCache } from './cache';
 import type { CallOptions } from './call';
+import type { Operand } from './check';
 import { expected, guard } from './errors';
 import { attentionCall } from './full';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { operandMap, Projection } from './projection';
 import { checkRmsNorm, checkRope, type RmsNormOptions } from './rope';
-import { rotaryCall } from './rotary';
+import { rotationCall } from './rotary';
 import { type Steps, step } from './steps';
 import type { Tensor } from './tensor';
 import { type AttentionWeights, checkAttentionWeights } from './weights';
@@ -35,11 +36,12 @@ export function attentionLayer(weights: AttentionWeights, options?: LayerOptions
     const norms = { query: normOf('query'), key: normOf('key') };
     const cacheShape = { heads: kvHeads, headDim, valueDim };
 
-    function* rotated(x: Tensor, name: 'query' | 'key', starts: readonly number[], how: CallOptions): Steps<Tensor> {
+    function* place(x: Tensor, name: 'query' | 'key', starts: readonly number[], how: CallOptions): Steps<void> {
       const norm = norms[name];
-      if (rope === undefined && norm === undefined) return x;
-      const positions = starts.map((start) => start + (rope?.firstPosition ?? 0));
-      return yield* step(rotaryCall(x, { rope, norm, positions, layout: 'blhd', ...how }));
+      if (rope === undefined && norm === undefined) return;
+      const positions = Float64Array.from(starts, (start) => start + (rope?.firstPosition ?? 0));
+      const rows = x as Operand;
+      yield* step(rotationCall({ input: rows, output: rows, rowsBeforeHeads: true, rope, norm, positions }, how));
     }
 
     return new Layer<KvCache>({
@@ -69,8 +71,10 @@ export function attentionLayer(weights: AttentionWeights, options?: LayerOptions
           dims: [starts.length, n, count, dim],
           type: 'float32',
         });
-        const query = yield* rotated(rowsOf(q, heads, headDim), 'query', starts, how);
-        const key = yield* rotated(rowsOf(k, kvHeads, headDim), 'key', starts, how);
+        const query = rowsOf(q, heads, headDim);
+        const key = rowsOf(k, kvHeads, headDim);
+        yield* place(query, 'query', starts, how);
+        yield* place(key, 'key', starts, how);
         return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
       },
 

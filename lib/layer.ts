@@ -4,7 +4,14 @@ import { type Call, type CallOptions, callOptionNames } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected, guard } from './errors';
 import type { AttentionWithLse } from './full';
-import { type AttentionOptions, checkMask, checkSinks, checkWindow, type ScoreOptions, scoreNumbers } from './full-options';
+import {
+  type AttentionOptions,
+  checkMask,
+  checkSinks,
+  checkWindow,
+  type ScoreOptions,
+  scoreNumbers,
+} from './full-options';
 import { applyInto, type OperandMap, type Projection } from './projection';
 import { isArray, readList } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';

@@ -7,7 +7,7 @@ import { expected, guard } from './errors';
 import { attentionCall } from './full';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { operandMap, Projection } from './projection';
-import { checkRmsNorm, checkRope, type RmsNormOptions } from './rope';
+import type { CheckedRmsNorm } from './rope';
 import { rotationCall } from './rotary';
 import { type Steps, step } from './steps';
 import type { Tensor } from './tensor';
@@ -25,20 +25,13 @@ import { type AttentionWeights, checkAttentionWeights } from './weights';
  */
 export function attentionLayer(weights: AttentionWeights, options?: LayerOptions): AttentionLayer<KvCache> {
   return guard(attentionLayer, () => {
-    const { weights: given, shape } = checkAttentionWeights('weights', weights);
+    const { weights: given, shape, rope, queryNorm, keyNorm } = checkAttentionWeights('weights', weights);
     const { heads, kvHeads, headDim, valueDim } = shape;
     const scores = checkLayerOptions(options, given.scale, shape);
-    const rope = given.rope === undefined ? undefined : checkRope('weights.rope', given.rope, headDim);
-    const normOf = (name: 'query' | 'key') => {
-      const norm: RmsNormOptions | undefined = given.qkNorm?.[name];
-      return norm === undefined ? undefined : checkRmsNorm(`weights.qkNorm.${name}`, norm, headDim);
-    };
-    const norms = { query: normOf('query'), key: normOf('key') };
     const cacheShape = { heads: kvHeads, headDim, valueDim };
 
-    function* place(x: Tensor, name: 'query' | 'key', starts: readonly number[], how: CallOptions): Steps<void> {
-      const norm = norms[name];
-      if (rope === undefined && norm === undefined) return;
+    function* place(x: Tensor, norm: CheckedRmsNorm | null, starts: readonly number[], how: CallOptions): Steps<void> {
+      if (rope === null && norm === null) return;
       const positions = Float64Array.from(starts, (start) => start + (rope?.firstPosition ?? 0));
       const rows = x as Operand;
       yield* step(rotationCall({ input: rows, output: rows, rowsBeforeHeads: true, rope, norm, positions }, how));
@@ -73,8 +66,8 @@ export function attentionLayer(weights: AttentionWeights, options?: LayerOptions
         });
         const query = rowsOf(q, heads, headDim);
         const key = rowsOf(k, kvHeads, headDim);
-        yield* place(query, 'query', starts, how);
-        yield* place(key, 'key', starts, how);
+        yield* place(query, queryNorm, starts, how);
+        yield* place(key, keyNorm, starts, how);
         return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
       },
 

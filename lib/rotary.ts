@@ -63,9 +63,9 @@ function prepare(x: Tensor, given: RotaryOptions): Call<Tensor> {
   if (heads === 0 || dim === 0) throw expected('ERR_SHAPE', 'x', 'at least one head of size >= 1', input.dims);
   if (options.rope === undefined && options.norm === undefined)
     throw expected('ERR_ARGUMENT', 'rope', 'this option or the option norm', undefined);
-  const rope = options.rope === undefined ? undefined : checkRope('rope', options.rope, dim);
-  const norm = options.norm === undefined ? undefined : checkRmsNorm('norm', options.norm, dim);
-  if (rope === undefined && options.positions !== undefined)
+  const rope = options.rope === undefined ? null : checkRope('rope', options.rope, dim);
+  const norm = options.norm === undefined ? null : checkRmsNorm('norm', options.norm, dim);
+  if (rope === null && options.positions !== undefined)
     throw expected('ERR_ARGUMENT', 'positions', 'no positions, as no rows are rotated', options.positions);
   const output =
     options.out === undefined
@@ -87,8 +87,8 @@ export interface Rotation {
   /** Of input's dims; may be the input itself. */
   readonly output: Operand;
   readonly rowsBeforeHeads: boolean;
-  readonly rope: CheckedRope | undefined;
-  readonly norm: CheckedRmsNorm | undefined;
+  readonly rope: CheckedRope | null;
+  readonly norm: CheckedRmsNorm | null;
   /** Of row 0 of each batch item. */
   readonly positions: Float64Array;
 }
@@ -110,7 +110,7 @@ export function rotationCall(rotation: Rotation, options: CallOptions): Call<Ope
       dim,
       rowsBeforeHeads ? 1 : 0,
       rope?.pairing ?? 0,
-      norm === undefined ? 0 : 1,
+      norm === null ? 0 : 1,
       norm?.epsilon ?? 0,
       norm?.gainOrder ?? 0,
     ),

@@ -2,7 +2,7 @@
 import { checkAnyTensor, checkFinite, checkInteger, checkOptions } from './check';
 import { expected } from './errors';
 import type { RopeMode } from './lrkv-model';
-import { checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
 import type { Tensor } from './tensor';
 
 /** What keys and queries meet between their projections and their product, and what follows it. */
@@ -146,14 +146,17 @@ class Reader<Weights extends CommonWeights> {
     const headDim = columns / heads;
     if (!Number.isInteger(headDim)) this.refuse('query', `a multiple of ${heads} columns, one part a head`, query);
     const { rope, qkNorm, scale } = weights;
-    if (rope !== undefined) checkRope(`${name}.rope`, rope, headDim);
-    const norms = qkNorm === undefined ? undefined : checkOptions(`${name}.qkNorm`, qkNorm, normNames);
-    for (const side of ['query', 'key'] as const) {
-      if (norms?.[side] !== undefined) checkRmsNorm(`${name}.qkNorm.${side}`, norms[side], headDim);
-    }
+    const norms = checkOptions(`${name}.qkNorm`, qkNorm, normNames);
+    const norm = (side: 'query' | 'key'): CheckedRmsNorm | null =>
+      norms[side] === undefined ? null : checkRmsNorm(`${name}.qkNorm.${side}`, norms[side], headDim);
+    const placing = {
+      rope: rope === undefined ? null : checkRope(`${name}.rope`, rope, headDim),
+      queryNorm: norm('query'),
+      keyNorm: norm('key'),
+    };
     if (scale !== undefined) checkFinite(`${name}.scale`, scale);
-    const checked = { query, queryBias: this.bias('queryBias', columns), kvHeads, qkNorm: norms };
-    return { checked, modelDim, heads, kvHeads, headDim };
+    const checked = { query, queryBias: this.bias('queryBias', columns), kvHeads };
+    return { checked, placing, modelDim, heads, kvHeads, headDim };
   }
 
   /** What there is of the output. */
@@ -170,13 +173,19 @@ function merged<Merged>(...parts: readonly object[]): Merged {
   return Object.fromEntries(entries.filter(([, value]) => value !== undefined)) as Merged;
 }
 
-/** Weights that fit each other: a copy of what was given, and its extents. */
-export function checkAttentionWeights(
-  name: string,
-  given: AttentionWeights,
-): { readonly weights: AttentionWeights; readonly shape: AttentionShape } {
+/** Weights that fit each other. */
+export interface CheckedWeights<Weights> {
+  /** A copy of what was given, its tensors checked. */
+  readonly weights: Weights;
+  readonly shape: AttentionShape;
+  readonly rope: CheckedRope | null;
+  readonly queryNorm: CheckedRmsNorm | null;
+  readonly keyNorm: CheckedRmsNorm | null;
+}
+
+export function checkAttentionWeights(name: string, given: AttentionWeights): CheckedWeights<AttentionWeights> {
   const reader = new Reader(name, given, attentionNames);
-  const { checked, modelDim, heads, kvHeads, headDim } = reader.queries();
+  const { checked, placing, modelDim, heads, kvHeads, headDim } = reader.queries();
   const key = reader.matrix('key', modelDim);
   if (key.dims[1] !== kvHeads * headDim)
     reader.refuse('key', `${kvHeads * headDim} columns, as \`query\` and the numbers of heads have it`, key);
@@ -193,6 +202,7 @@ export function checkAttentionWeights(
   return {
     weights: merged(reader.weights, checked, outputs.checked, rest),
     shape: { modelDim, heads, kvHeads, headDim, valueDim, outDim: outputs.outDim },
+    ...placing,
   };
 }
 
@@ -204,12 +214,9 @@ const lrkvNames: ReadonlySet<string> = new Set([
 ]);
 
 /** {@link checkAttentionWeights} of LRKV, but for what {@link checkLrkvModel} has to say of the model. */
-export function checkLrkvWeights(
-  name: string,
-  given: LrkvWeights,
-): { readonly weights: LrkvWeights; readonly shape: AttentionShape } {
+export function checkLrkvWeights(name: string, given: LrkvWeights): CheckedWeights<LrkvWeights> {
   const reader = new Reader(name, given, lrkvNames);
-  const { checked, modelDim, heads, kvHeads, headDim } = reader.queries();
+  const { checked, placing, modelDim, heads, kvHeads, headDim } = reader.queries();
   const side = (of: 'key' | 'value') => {
     const up = checkAnyTensor(`${name}.${of}Up`, reader.weights[`${of}Up`], 2);
     const base = reader.matrix(`${of}Base`, modelDim, true);
@@ -229,5 +236,6 @@ export function checkLrkvWeights(
   return {
     weights: merged(reader.weights, checked, key, value, outputs.checked),
     shape: { modelDim, heads, kvHeads, headDim, valueDim, outDim: outputs.outDim },
+    ...placing,
   };
 }

@@ -11,7 +11,7 @@ import { transpose } from '../analysis/matrix';
 import { eigenOf, float64, type Matrices, svdOf } from '../linalg';
 import { normals } from '../random';
 import { attempt } from '../read';
-import type { Rope } from '../rope';
+import type { CheckedRope } from '../rope';
 import { type Steps, step } from '../steps';
 import { add, inner, matrices, type Run, regroup, repeat, spectralMap, subtract } from './algebra';
 import { diagonalBlocks, type Objective, pairOf } from './moments';
@@ -22,7 +22,7 @@ export type Gauge = 'free' | 'rope-pair' | 'identity' | 'none';
 export interface FitPlan {
   readonly gauge: Gauge;
   /** Of 'rope-pair', and where latents are whole pairs. */
-  readonly rope: Rope | undefined;
+  readonly rope: CheckedRope | null;
   /** Residuals are made of whole rotary pairs of their head, so that they rotate as it does ('intertwined'). */
   readonly pairs: boolean;
   readonly iterations: number;
@@ -140,7 +140,7 @@ function* directionsOf(
   const { batch: heads, rows: width } = grams;
   const directions = matrices(float64('weights', grams.data.length), heads, width, width);
   const spectra = float64('weights', heads * width);
-  if (pairs && rope !== undefined) {
+  if (pairs && rope !== null) {
     for (let head = 0; head < heads; head++) {
       const energy = (i: number): number => Math.max(0, grams.data[head * width * width + i * (width + 1)] as number);
       const byEnergy = Array.from({ length: width / 2 }, (_, pair) => {
@@ -197,7 +197,7 @@ function* gaugesOf(
   const gauges = float64('weights', ofHeads.data.length);
   for (let head = 0; head < heads; head++) {
     for (let pair = 0; pair < width / 2; pair++) {
-      const [a, b] = pairOf(pair, width, rope as Rope);
+      const [a, b] = pairOf(pair, width, rope as CheckedRope);
       const of = ({ data }: Matrices, item: number, row: number, column: number): number =>
         data[(item * width + row) * width + column] as number;
       const energy = of(square, 0, a, a) + of(square, 0, b, b);
@@ -218,7 +218,7 @@ function* gaugesOf(
 function* startOf(objective: Objective, { gauge, rope }: FitPlan, run: Run): Steps<Matrices> {
   const { width, roots, gram } = objective;
   if (gauge === 'free') return yield* leadingOf(gram, width, run);
-  if (gauge === 'rope-pair') return yield* leadingPairs(objective, rope as Rope, run);
+  if (gauge === 'rope-pair') return yield* leadingPairs(objective, rope as CheckedRope, run);
   // Σ Y_h·N_h·(Σ N_h²)⁻¹
   const stacked = regroup(roots, 1);
   return yield* times(stacked, yield* spectralMap(yield* inner(stacked, stacked, run), inverse, run), run);
@@ -254,7 +254,7 @@ function* leadingOf(gram: Matrices, count: number, run: Run): Steps<Matrices> {
  * c whose pair j, as the complex column s_j = S_a + i·S_b, is the leading left singular vector of the complex columns of
  * pair j of all heads.
  */
-function* leadingPairs({ heads, width, gram }: Objective, rope: Rope, run: Run): Steps<Matrices> {
+function* leadingPairs({ heads, width, gram }: Objective, rope: CheckedRope, run: Run): Steps<Matrices> {
   const size = 2 * heads;
   const grams = matrices(float64('weights', (width / 2) * size * size), width / 2, size, size);
   const place = (head: number, member: number): number => head * width + member;

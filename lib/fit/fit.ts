@@ -1,6 +1,7 @@
 import { checkValues } from '../analysis/matrix';
 import { expected, Text } from '../errors';
 import { float64, type Matrices } from '../linalg';
+import type { CheckedRmsNorm } from '../rope';
 import { runStepsAsync, runStepsSync, type Steps } from '../steps';
 import type { DataType, Tensor } from '../tensor';
 import type { AttentionWeights, LrkvWeights } from '../weights';
@@ -69,7 +70,7 @@ function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
   else {
     for (const [index, layer] of layers.entries()) {
       const objectives = yield* objectivesOf(layer, request);
-      const fit = function* (side: Side): Steps<FinishedSide> {
+      const done = function* (side: Side): Steps<FinishedSide> {
         const plan = planOf(request, index, side, objectives[side]);
         const found =
           rule.kind === 'energy'
@@ -77,7 +78,7 @@ function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
             : yield* fitRanks(objectives[side], plan, rule.of(index, side), request.run);
         return yield* finishSide(objectives[side], plan, found, request.run);
       };
-      finished.push({ key: yield* fit('key'), value: yield* fit('value') });
+      finished.push({ key: yield* done('key'), value: yield* done('value') });
     }
   }
   return assemble(request, finished, rule.kind === 'budget' ? rule.type : 'float32');
@@ -104,7 +105,7 @@ function withBias(name: string, matrix: Tensor, bias: Tensor | undefined): Matri
 }
 
 function* objectivesOf(layer: FitLayer, { damping, run }: FitRequest): Steps<Sides<Objective>> {
-  const { weights, shape, name, hidden } = layer;
+  const { weights, shape, name, hidden, rope, queryNorm, keyNorm } = layer;
   const { heads, kvHeads, headDim } = shape;
   const moment = yield* momentOf(hidden, damping, run);
   const query = withBias(`${name}.query`, weights.query, weights.queryBias);
@@ -112,29 +113,25 @@ function* objectivesOf(layer: FitLayer, { damping, run }: FitRequest): Steps<Sid
   const value = withBias(`${name}.value`, weights.value, weights.valueBias);
   const { data, dims } = checkValues(`${name}.output`, weights.output);
   const output = matrices(data, 1, dims[0] as number, dims[1] as number);
-  const gainOf = (side: 'query' | 'key'): Float64Array | null => {
-    const norm = weights.qkNorm?.[side];
-    if (norm === undefined) return null;
-    return norm.gain === undefined ? new Float64Array(headDim).fill(1) : Float64Array.from(norm.gain);
-  };
-  const norms = { query: gainOf('query'), key: gainOf('key') };
-  const { rope } = weights;
+  const gainOf = (norm: CheckedRmsNorm | null): ArrayLike<number> | null =>
+    norm === null ? null : (norm.gain ?? new Float64Array(headDim).fill(1));
+  const norms = { query: gainOf(queryNorm), key: gainOf(keyNorm) };
   const keys = yield* keyMetric({ query, key }, moment, { heads, kvHeads, rope, norms }, run);
   const values = yield* valueMetric(output, heads, kvHeads, run);
   return {
-    key: yield* objectiveOf(key, kvHeads, moment, keys, rope !== undefined, run),
+    key: yield* objectiveOf(key, kvHeads, moment, keys, rope !== null, run),
     value: yield* objectiveOf(value, kvHeads, moment, values, false, run),
   };
 }
 
 function planOf(request: FitRequest, index: number, side: Side, { energies }: Objective): FitPlan {
   const { layers, iterations, ropeMode, onProgress } = request;
-  const { weights, gauges } = layers[index] as FitLayer;
-  const rope = side === 'key' ? weights.rope : undefined;
+  const layer = layers[index] as FitLayer;
+  const rope = side === 'key' ? layer.rope : null;
   const plan: FitPlan = {
-    gauge: gauges[side],
+    gauge: layer.gauges[side],
     rope,
-    pairs: rope !== undefined && ropeMode === 'intertwined',
+    pairs: rope !== null && ropeMode === 'intertwined',
     iterations,
   };
   if (onProgress === undefined) return plan;

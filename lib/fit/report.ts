@@ -101,15 +101,15 @@ export function bytesOf(type: DataType): number {
 }
 
 /** Whether a cache stores a side whole, rotated, whatever its rank. */
-export function storedWhole({ weights }: FitLayer, side: Side, ropeMode: string): boolean {
-  return side === 'key' && weights.rope !== undefined && ropeMode === 'exact';
+export function storedWhole({ rope }: FitLayer, side: Side, ropeMode: string): boolean {
+  return side === 'key' && rope !== null && ropeMode === 'exact';
 }
 
 /** Bytes of a token that no rank changes: keys that are stored whole, scales of keys that are not. */
 export function fixedBytes(layer: FitLayer, ropeMode: string, type: DataType): number {
   const { kvHeads, headDim } = layer.shape;
   if (storedWhole(layer, 'key', ropeMode)) return kvHeads * allocatedRank(headDim) * bytesOf(type);
-  return layer.weights.qkNorm?.key === undefined ? 0 : 4 * kvHeads;
+  return layer.keyNorm === null ? 0 : 4 * kvHeads;
 }
 
 /** Bytes of a token in a `KvCache`. */

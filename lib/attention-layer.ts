@@ -1,15 +1,11 @@
 /** A layer of exact attention. */
-
 import { checkKvCache, KvCache } from './cache';
-import type { CallOptions } from './call';
-import type { Operand } from './check';
 import { expected, guard } from './errors';
 import { attentionCall } from './full';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { operandMap, Projection } from './projection';
-import type { CheckedRmsNorm } from './rope';
-import { rotationCall } from './rotary';
-import { type Steps, step } from './steps';
+import { placeRows } from './rotary';
+import type { Steps } from './steps';
 import type { Tensor } from './tensor';
 import { type AttentionWeights, checkAttentionWeights } from './weights';
 
@@ -29,13 +25,6 @@ export function attentionLayer(weights: AttentionWeights, options?: LayerOptions
     const { heads, kvHeads, headDim, valueDim } = shape;
     const scores = checkLayerOptions(options, given.scale, shape);
     const cacheShape = { heads: kvHeads, headDim, valueDim };
-
-    function* place(x: Tensor, norm: CheckedRmsNorm | null, starts: readonly number[], how: CallOptions): Steps<void> {
-      if (rope === null && norm === null) return;
-      const positions = Float64Array.from(starts, (start) => start + (rope?.firstPosition ?? 0));
-      const rows = x as Operand;
-      yield* step(rotationCall({ input: rows, output: rows, rowsBeforeHeads: true, rope, norm, positions }, how));
-    }
 
     return new Layer<KvCache>({
       shape,
@@ -66,8 +55,8 @@ export function attentionLayer(weights: AttentionWeights, options?: LayerOptions
         });
         const query = rowsOf(q, heads, headDim);
         const key = rowsOf(k, kvHeads, headDim);
-        yield* place(query, queryNorm, starts, how);
-        yield* place(key, keyNorm, starts, how);
+        yield* placeRows(query, rope, queryNorm, starts, how);
+        yield* placeRows(key, rope, keyNorm, starts, how);
         return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
       },
 

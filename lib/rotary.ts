@@ -15,6 +15,7 @@ import {
   type RmsNormOptions,
   type Rope,
 } from './rope';
+import { type Steps, step } from './steps';
 import { allocate, type Tensor } from './tensor';
 
 /** Options of {@link rotary}: `rope`, `norm` or both must be given. */
@@ -117,6 +118,25 @@ export function rotationCall(rotation: Rotation, options: CallOptions): Call<Ope
     options,
     result: output,
   };
+}
+
+/**
+ * Rotates and normalises rows where they lie; without a rotation and a norm there is nothing to do.
+ *
+ * @param x float32 `[batch, length, heads, headDim]`
+ * @param starts number of rows before each batch item's first
+ */
+export function* placeRows(
+  x: Tensor,
+  rope: CheckedRope | null,
+  norm: CheckedRmsNorm | null,
+  starts: readonly number[],
+  how: CallOptions,
+): Steps<void> {
+  if (rope === null && norm === null) return;
+  const positions = Float64Array.from(starts, (start) => start + (rope?.firstPosition ?? 0));
+  const rows = x as Operand;
+  yield* step(rotationCall({ input: rows, output: rows, rowsBeforeHeads: true, rope, norm, positions }, how));
 }
 
 function checkPositions(positions: unknown, batch: number): Float64Array {

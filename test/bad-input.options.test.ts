@@ -325,6 +325,20 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
   if (name.startsWith('LinearState.attend')) return { ...general, layout };
   if (name.startsWith('LinearState.append')) return { ...general, layout, keyMask: wrongBools(1, 5) };
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
+  if (name.startsWith('rotary')) {
+    return {
+      ...general,
+      layout,
+      positions: [
+        ...noLists(2),
+        ...elements(2, 'positions', notNumbers),
+        ...elements(2, 'positions', [
+          [-1, '-1'],
+          [2 ** 47 + 1, `${2 ** 47 + 1}`],
+        ]),
+      ],
+    };
+  }
   if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
   if (name.startsWith('lowRankAttention')) return general;

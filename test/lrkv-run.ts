@@ -5,6 +5,7 @@ import type { Run } from './full-run';
 import { toFloat64 } from './half';
 import type { Layout } from './problem';
 import { expectLrkv, type LrkvGiven, type LrkvMeaning, type LrkvModelMeaning } from './reference-lrkv';
+import { isaRows, testRows } from './rows';
 import { compare } from './tolerance';
 
 /** The extents of one call of LRKV. */
@@ -197,3 +198,36 @@ export function checkLrkv(
   compare(lse, expected.lse, `lse (${run.isa ?? 'auto'})`);
   return { output, lse };
 }
+
+export const lrkvRows = isaRows('lrkv');
+
+/** One call to be held against the reference on every kernel row. */
+export interface LrkvCase {
+  readonly inputs: () => LrkvInputs;
+  readonly threads?: number;
+}
+
+export const lrkvTable = (cases: Readonly<Record<string, LrkvCase>>) =>
+  testRows(lrkvRows, cases, ({ inputs, threads = 1 }) => {
+    const data = inputs();
+    const expected = expectLrkv(data.q, data.given, data.options);
+    return (isa) => checkLrkv(data, { isa, threads }, expected);
+  });
+
+/** Normal data of a seed of its own. */
+export function lrkvCase(
+  shape: LrkvShape,
+  features: LrkvFeatures = {},
+  options: LrkvMeaning = {},
+  type: DataType = 'float32',
+): LrkvCase {
+  const seed = shape.queries + shape.keys + shape.headDim;
+  return {
+    inputs: () => {
+      const inputs = lrkvInputs(shape, seed, features, type);
+      return { ...inputs, options: { ...inputs.options, ...options } };
+    },
+  };
+}
+
+export const ropeModes = ['exact', 'latent', 'none', 'paper', 'intertwined'] as const;

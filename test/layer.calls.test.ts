@@ -4,7 +4,7 @@ import { setImmediate as nextTurn } from 'node:timers/promises';
 import { type AttentionLayer, attentionLayer, type KvCache, ropeFrequencies, type Tensor } from '../lib';
 import { normal, slice } from './data';
 import { expectSameBits } from './full-run';
-import { layerBiases, layerWeights } from './layer-data';
+import { layerBiases, layerWeights, signalOf } from './layer-data';
 import { Faults, faultOf, type Refusal } from './refusal';
 import { primitives, thrown } from './wrong-tensors';
 
@@ -25,19 +25,6 @@ const rows = (from: number, to: number): Tensor => slice(hidden, 1, from, to);
 function inARow(...borders: readonly number[]): Tensor[] {
   using cache = layer.createCache();
   return borders.slice(1).map((to, index) => layer.forwardSync(rows(borders[index], to), { caches: [cache] }));
-}
-
-/** A signal that asks whether it is aborted, with the number of times it has been looked at: twice a step. */
-function signalOf(isAborted: (looks: number) => boolean): AbortSignal {
-  let looks = 0;
-  return {
-    get aborted() {
-      return isAborted(++looks);
-    },
-    reason: 'enough',
-    addEventListener: () => undefined,
-    removeEventListener: () => undefined,
-  } as unknown as AbortSignal;
 }
 
 /** Projection, waiting, rotation of queries and of keys, attention, output. */

@@ -1,15 +1,8 @@
 /** A layer of exact attention, held against its float64 form and against itself. */
-import {
-  type AttentionWeights,
-  attentionLayer,
-  type KvCache,
-  type LayerOptions,
-  ropeFrequencies,
-  type Tensor,
-} from '../lib';
-import { filled, guarded, normal, poisonPast, slice, types } from './data';
+import { type AttentionWeights, attentionLayer, type KvCache, type LayerOptions, ropeFrequencies } from '../lib';
+import { filled, guarded, normal, types } from './data';
 import { expectSameBits } from './full-run';
-import { type LayerShape, layerBiases, layerWeights, norm } from './layer-data';
+import { itemOf, joined, type LayerShape, layerBiases, layerWeights, norm, padded, rowsOf } from './layer-data';
 import { expectLayer, type LayerMeaning } from './reference-layer';
 import { isaRows, testRows } from './rows';
 import { compare } from './tolerance';
@@ -71,22 +64,6 @@ function setUp({ shape, more, options, batch = 2, n = 9, keyLengths }: Case) {
     hidden,
     meaning: { ...options, keyLengths } as LayerMeaning,
   };
-}
-
-/** NaN past each length. */
-function padded({ data, dims, type }: Tensor, lengths: readonly number[]): Tensor {
-  const [batch, n, width] = dims;
-  return { ...poisonPast({ data, dims: [batch, n, 1, width], type }, lengths, 'blhd'), dims };
-}
-
-const rowsOf = (tensor: Tensor, from: number, to: number): Tensor => slice(tensor, 1, from, to);
-const itemOf = (tensor: Tensor, item: number): Tensor => slice(tensor, 0, item, item + 1);
-
-/** Outputs of consecutive positions of one sequence as one. */
-function joined(parts: readonly Tensor[]): Tensor {
-  const data = Float32Array.from(parts.flatMap((part) => Array.from(part.data as Float32Array)));
-  const n = parts.reduce((sum, { dims }) => sum + dims[1], 0);
-  return { data, dims: [1, n, parts[0].dims[2]], type: 'float32' };
 }
 
 describe('without caches', () => {

@@ -3,7 +3,16 @@ import { types } from 'node:util';
 import { checkChoice, checkInteger, checkNumbers, checkTensor } from './check';
 import { float32Of } from './convert';
 import { expected, Text } from './errors';
-import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import { mostExtent } from './qkv';
+import {
+  type CheckedRmsNorm,
+  type CheckedRope,
+  checkFrequencies,
+  checkRmsNorm,
+  checkRope,
+  type RmsNormOptions,
+  type Rope,
+} from './rope';
 import type { DataType, Tensor } from './tensor';
 
 /**
@@ -121,8 +130,6 @@ export interface CheckedLrkvModel {
 
 /** More key/value heads than any layer has; what is counted by heads is bounded by it. */
 export const mostKvHeads = 2 ** 16;
-
-const mostExtent = 2 ** 31 - 1;
 
 /** Kinds of core/lrkv.h. Intertwined factors are computed as the paper's formula, which is exact for them. */
 const modeNumbers = { exact: 1, latent: 2, none: 3, paper: 4, intertwined: 4 } as const;
@@ -276,15 +283,7 @@ function checkLatent(given: unknown, mode: RopeMode, key: LrkvFactors, rope: Che
       );
   }
   if (!rotated) return intertwinedFrequencies(key, rope);
-  const check = (frequency: unknown, pair: number): number => {
-    if (typeof frequency !== 'number' || !Number.isFinite(frequency))
-      throw expected('ERR_ARGUMENT', `latentFrequencies[${pair}]`, 'a finite number', frequency);
-    return frequency;
-  };
-  const isTyped = (list: unknown): boolean => types.isFloat64Array(list) || types.isFloat32Array(list);
-  const count = key.latentDim / 2;
-  const what = `${count} frequencies (one a pair of latents)`;
-  return Float64Array.from(checkNumbers('latentFrequencies', given, isTyped, count, what, check));
+  return checkFrequencies('latentFrequencies', given, key.latentDim / 2);
 }
 
 function intertwinedFrequencies({ up, dim, ranks, latentDim }: LrkvFactors, rope: CheckedRope): Float64Array {

@@ -1,6 +1,6 @@
 /** A layer of exact attention. */
-import { checkKvCache, KvCache } from './cache';
-import { expected, guard } from './errors';
+import { KvCache } from './cache';
+import { expected, guard, Text } from './errors';
 import { attentionCall } from './full';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { operandMap, Projection } from './projection';
@@ -20,49 +20,53 @@ import { type AttentionWeights, checkAttentionWeights } from './weights';
  * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_MEMORY
  */
 export function attentionLayer(weights: AttentionWeights, options?: LayerOptions): AttentionLayer<KvCache> {
-  return guard(attentionLayer, () => {
-    const { weights: given, shape, rope, queryNorm, keyNorm } = checkAttentionWeights('weights', weights);
-    const { heads, kvHeads, headDim, valueDim } = shape;
-    const scores = checkLayerOptions(options, given.scale, shape);
-    const cacheShape = { heads: kvHeads, headDim, valueDim };
+  return guard(attentionLayer, () => makeLayer(weights, options));
+}
 
-    return new Layer<KvCache>({
-      shape,
-      scores,
-      projection: new Projection([
-        { weight: given.query, bias: given.queryBias },
-        { weight: given.key, bias: given.keyBias },
-        { weight: given.value, bias: given.valueBias },
-      ]),
-      output: operandMap({ weight: given.output, bias: given.outputBias }),
+/** A function of its own, so that a layer does not hold on to weights that it has copied. */
+function makeLayer(weights: AttentionWeights, options: LayerOptions | undefined): Layer<KvCache> {
+  const { weights: given, shape, rope, queryNorm, keyNorm } = checkAttentionWeights('weights', weights);
+  const { heads, kvHeads, headDim, valueDim } = shape;
+  const scores = checkLayerOptions(options, given.scale, shape);
+  const cacheShape = { heads: kvHeads, headDim, valueDim };
 
-      createCache: (wanted) => new KvCache({ ...cacheShape, ...wanted }),
+  return new Layer<KvCache>({
+    shape,
+    scores,
+    projection: new Projection([
+      { weight: given.query, bias: given.queryBias },
+      { weight: given.key, bias: given.keyBias },
+      { weight: given.value, bias: given.valueBias },
+    ]),
+    output: operandMap({ weight: given.output, bias: given.outputBias }),
 
-      checkCache: (name, value) => {
-        const cache = checkKvCache(name, value);
-        if (cache.heads !== kvHeads || cache.headDim !== headDim || cache.valueDim !== valueDim) {
-          const what = `a cache of ${kvHeads} heads with keys of ${headDim} and values of ${valueDim}`;
-          throw expected('ERR_SHAPE', name, what, cache);
-        }
-        return cache;
-      },
+    createCache: (wanted) => new KvCache({ ...cacheShape, ...wanted }),
 
-      *prepare([q, k, v], n, starts, how): Steps<PreparedRows> {
-        const rowsOf = (data: Float32Array | undefined, count: number, dim: number): Tensor => ({
-          data: data as Float32Array,
-          dims: [starts.length, n, count, dim],
-          type: 'float32',
-        });
-        const query = rowsOf(q, heads, headDim);
-        const key = rowsOf(k, kvHeads, headDim);
-        yield* placeRows(query, rope, queryNorm, starts, how);
-        yield* placeRows(key, rope, keyNorm, starts, how);
-        return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
-      },
+    kind: 'a KvCache',
 
-      attend: ({ query, rows: [key, value] }, all) => attentionCall(query, key as Tensor, value as Tensor, all, false),
+    checkShape: (name, memory) => {
+      if (memory.heads !== kvHeads || memory.headDim !== headDim || memory.valueDim !== valueDim) {
+        const what = `a cache of ${kvHeads} heads with keys of ${headDim} and values of ${valueDim}`;
+        const received = new Text(`one of ${memory.heads} with ${memory.headDim} and ${memory.valueDim}`);
+        throw expected('ERR_SHAPE', name, what, received);
+      }
+    },
 
-      append: (cache, [key, value]) => cache.append(key as Tensor, value as Tensor, { layout: 'blhd' }),
-    });
+    *prepare([q, k, v], n, starts, how): Steps<PreparedRows> {
+      const rowsOf = (data: Float32Array | undefined, count: number, dim: number): Tensor => ({
+        data: data as Float32Array,
+        dims: [starts.length, n, count, dim],
+        type: 'float32',
+      });
+      const query = rowsOf(q, heads, headDim);
+      const key = rowsOf(k, kvHeads, headDim);
+      yield* placeRows(query, rope, queryNorm, starts, how);
+      yield* placeRows(key, rope, keyNorm, starts, how);
+      return { query, rows: [key, rowsOf(v, kvHeads, valueDim)] };
+    },
+
+    attend: ({ query, rows: [key, value] }, all) => attentionCall(query, key as Tensor, value as Tensor, all, false),
+
+    append: (cache, [key, value]) => cache.append(key as Tensor, value as Tensor, { layout: 'blhd' }),
   });
 }

@@ -93,6 +93,7 @@ export {
 } from './lrkv';
 export { LrkvCache, type LrkvCacheOptions } from './lrkv-cache';
 export type { LrkvAppendOptions, LrkvProjections } from './lrkv-hidden';
+export { lrkvLayer } from './lrkv-layer';
 export type { LrkvModel, RopeMode } from './lrkv-model';
 export type { LrkvRows } from './lrkv-rows';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';

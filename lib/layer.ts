@@ -1,5 +1,6 @@
 /** What all attention layers have in common: hidden states in, hidden states out. */
-import { type AttendItem, attendBatchCall } from './cache';
+import type { KvCache } from './cache';
+import { attendCall } from './cache-attend';
 import { type Call, type CallOptions, callOptionNames } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected, guard } from './errors';
@@ -12,6 +13,8 @@ import {
   type ScoreOptions,
   scoreNumbers,
 } from './full-options';
+import type { LrkvCache } from './lrkv-cache';
+import { type CacheKind, type CacheMemory, memoryOf } from './paged-cache';
 import { applyInto, type OperandMap, type Projection } from './projection';
 import { isArray, readList } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
@@ -101,7 +104,7 @@ export interface AttentionLayer<Cache> {
 }
 
 /** Caches a layer may have. */
-export type LayerCache = AttendItem['cache'];
+export type LayerCache = KvCache | LrkvCache;
 
 /** What the projections of hidden states have become, each `[batch, n, …]`. */
 export interface PreparedRows {
@@ -119,8 +122,10 @@ export interface Mechanism<Cache extends LayerCache> {
   readonly projection: Projection;
   readonly output: OperandMap;
   createCache(options: LayerCacheOptions): Cache;
-  /** A cache in use such as the layer makes. */
-  checkCache(name: string, cache: unknown): Cache;
+  /** Of the layer's caches. */
+  readonly kind: CacheKind;
+  /** Refuses a cache of this kind that is not as the layer makes them. */
+  checkShape(name: string, memory: CacheMemory): void;
   /**
    * @param columns what the projection gives
    * @param starts number of positions before each batch item's first
@@ -234,10 +239,11 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
   #checkCaches(caches: unknown, batch: number): Cache[] {
     const seen = new Set<unknown>();
     const check = (item: unknown, index: number): Cache => {
-      const cache = this.#mechanism.checkCache(`caches[${index}]`, item);
-      if (seen.has(cache)) throw expected('ERR_ARGUMENT', `caches[${index}]`, 'a cache not listed before', cache);
-      seen.add(cache);
-      return cache;
+      const name = `caches[${index}]`;
+      this.#mechanism.checkShape(name, this.#memoryOf(name, item));
+      if (seen.has(item)) throw expected('ERR_ARGUMENT', name, 'a cache not listed before', item);
+      seen.add(item);
+      return item as Cache;
     };
     const checked = isArray(caches) ? readList('caches', caches, (count) => count === batch, check) : undefined;
     if (checked === undefined)
@@ -247,6 +253,13 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
         throw expected('ERR_TYPE', `caches[${index}]`, `type '${(checked[0] as Cache).type}' as in the first`, type);
     }
     return checked;
+  }
+
+  /** The memory of a cache in use. */
+  #memoryOf(name: string, cache: unknown): CacheMemory {
+    const memory = memoryOf(name, cache, this.#mechanism.kind);
+    memory.use(name);
+    return memory;
   }
 
   #run(plan: Plan<Cache>, atOnce: boolean): Steps<Tensor> {
@@ -297,20 +310,21 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     const { scores } = this.#mechanism;
     const { query, rows } = yield* this.#mechanism.prepare(columns, n, lengths, how);
     const items = caches.map((cache, index) => {
-      const name = `caches[${index}]`;
-      this.#mechanism.checkCache(name, cache);
+      const cacheName = `caches[${index}]`;
+      const memory = this.#memoryOf(cacheName, cache);
       if (cache.length !== lengths[index])
-        throw expected('ERR_ARGUMENT', name, 'a cache that stays as it was when the call began', cache);
+        throw expected('ERR_ARGUMENT', cacheName, 'a cache that stays as it was when the call began', cache);
       const count = plan.lengths?.[index] ?? n;
       if (cache.length + count > cache.capacity) {
         const room = `room for ${count} more positions than ${cache.length} (capacity ${cache.capacity})`;
-        throw expected('ERR_MEMORY', name, room, cache);
+        throw expected('ERR_MEMORY', cacheName, room, cache);
       }
-      return { cache, query: firstRows(query, index, count), rows: rows.map((each) => firstRows(each, index, count)) };
+      const own = rows.map((each) => firstRows(each, index, count));
+      return { name: 'hidden', cacheName, cache, memory, query: firstRows(query, index, count), rows: own };
     });
     for (const item of items) this.#mechanism.append(item.cache, item.rows);
     if (batch === 0) return query;
-    const outputs = yield* step(attendBatchCall(items, { ...scores, ...how }));
+    const outputs = yield* step(attendCall(items, { ...scores, ...how }, false));
     return gathered(
       outputs.map(({ output }) => output),
       n,

@@ -28,14 +28,14 @@ class CacheHandle final : public Napi::ObjectWrap<CacheHandle<Kind>> {
 
   static Napi::Function define(Napi::Env env) {
     using Base = Napi::ObjectWrap<CacheHandle>;
-    const Napi::Function type = Base::DefineClass(
-        env, Kind::kName,
-        {Base::template InstanceMethod<&CacheHandle::append>("append"),
-         Base::template InstanceMethod<&CacheHandle::truncate>("truncate"),
-         Base::template InstanceMethod<&CacheHandle::fork>("fork"),
-         Base::template InstanceMethod<&CacheHandle::dispose>("dispose"),
-         Base::template InstanceMethod<&CacheHandle::bytes>("bytes"),
-         Base::template InstanceMethod<&CacheHandle::sharedBytes>("sharedBytes")});
+    const Napi::Function type =
+        Base::DefineClass(env, Kind::kName,
+                          {Base::template InstanceMethod<&CacheHandle::append>("append"),
+                           Base::template InstanceMethod<&CacheHandle::truncate>("truncate"),
+                           Base::template InstanceMethod<&CacheHandle::fork>("fork"),
+                           Base::template InstanceMethod<&CacheHandle::dispose>("dispose"),
+                           Base::template InstanceMethod<&CacheHandle::bytes>("bytes"),
+                           Base::template InstanceMethod<&CacheHandle::sharedBytes>("sharedBytes")});
     State::of(env).*Kind::kClass = Napi::Persistent(type);
     return type;
   }

@@ -76,7 +76,7 @@ inline const void* readMask(Operands& operands, const Array& array, const FullPr
 // What a call on tensors has beside them, counted from where these operands begin; each may be null.
 struct TensorScoreOperands {
   enum : std::size_t {
-    kLse,           // float32 [batch, heads, queries]
+    kLse,  // float32 [batch, heads, queries]
     kMask,
     kSinks,         // float32 [heads]
     kQueryLengths,  // int32 [batch]
@@ -91,8 +91,8 @@ struct TensorScoreNumbers {
   static constexpr std::size_t kCount = kMaskBatchStride + 1;
 };
 
-// Reads all that is not a tensor into the problem and its sequences, one a batch item. These have their rows already, and
-// the extents of the tensors, which are the most their lengths may be.
+// Reads all that is not a tensor into the problem and its sequences, one a batch item. These have their rows already,
+// and the extents of the tensors, which are the most their lengths may be.
 inline void readSequences(Operands& operands, std::size_t firstOperand, std::size_t firstNumber, FullProblem& problem,
                           std::vector<FullSequence>& sequences) {
   const Index batch = static_cast<Index>(sequences.size());
@@ -100,8 +100,8 @@ inline void readSequences(Operands& operands, std::size_t firstOperand, std::siz
   const Index queries = sequences.empty() ? 0 : sequences[0].queryRows;
   float* lse = operands.optional<float>(firstOperand + TensorScoreOperands::kLse, "lse", napi_float32_array,
                                         batch * problem.heads * queries);
-  problem.sinks = operands.optional<float>(firstOperand + TensorScoreOperands::kSinks, "sinks", napi_float32_array,
-                                           problem.heads);
+  problem.sinks =
+      operands.optional<float>(firstOperand + TensorScoreOperands::kSinks, "sinks", napi_float32_array, problem.heads);
   const auto lengths = [&](std::size_t index, const char* name) {
     return operands.optional<std::int32_t>(firstOperand + index, name, napi_int32_array, batch);
   };

@@ -1,10 +1,9 @@
 #include "core/lrkv.h"
 
-#include "binding/full_problem.h"
 #include "binding/lrkv_model.h"
 #include "binding/ops.h"
+#include "binding/qkv.h"
 #include "binding/task.h"
-#include "core/lrkv_cache.h"
 
 namespace lowrank_attention {
 
@@ -63,15 +62,6 @@ void readStores(Operands& operands, const LrkvRows& rows, Index keys, LrkvProble
 
 }  // namespace
 
-double operationsOf(const LrkvProblem& problem) {
-  const LrkvLayout& layout = problem.layout;
-  const FullProblem& full = problem.full;
-  const double bases = static_cast<double>(layout.keyBaseDim + layout.valueBaseDim);
-  const double latents = static_cast<double>(layout.keyStarts[layout.kvHeads] + layout.valueStarts[layout.kvHeads]);
-  return operationsOf(full, static_cast<double>(full.heads) * bases +
-                                static_cast<double>(full.heads / full.kvHeads) * latents);
-}
-
 // Attention over rows of a batch as the projections give them.
 Napi::Value lrkv(const Napi::CallbackInfo& info) {
   Operands operands(info, LrkvOperands::kCount, LrkvNumbers::kCount);
@@ -79,7 +69,46 @@ Napi::Value lrkv(const Napi::CallbackInfo& info) {
   LrkvProblem problem;
   LrkvMemory memory;
   problem.model = readLrkvModel(operands, LrkvOperands::kModel, LrkvNumbers::kModel, &memory.ranks);
-  problem.full = readLrkvHeads...
+  FullProblem& full = problem.full;
+  full.queryType = operands.dataType(LrkvNumbers::kQueryType, "q");
+  full.outputType = operands.dataType(LrkvNumbers::kOutputType, "out");
+  full.heads = operands.extent(LrkvNumbers::kHeads, "q", 1);
+  const DataType rowsType = operands.dataType(LrkvNumbers::kRowsType, "keyBase");
+  const Index batch = operands.extent(LrkvNumbers::kBatch, "q");
+  const Index queries = operands.extent(LrkvNumbers::kQueries, "q");
+  const Index keys = operands.extent(LrkvNumbers::kKeys, "keyBase");
+  if (full.heads % problem.model.kvHeads != 0) operands.fail("q", "heads do not divide");
+  // Nothing is wanted, or nothing that exists bounds the extents.
+  if (!operands.ok() || batch == 0 || queries == 0) return statusValue(info.Env(), operands.status());
+
+  // Rows are stored for this call only, so nothing is rounded to save memory.
+  memory.layout = layoutOf(problem.model, DataType::kFloat32);
+  setLayout(*memory.layout, &problem);
+  const bool rowsBeforeHeads = operands.flag(LrkvNumbers::kRowsBeforeHeads);
+  const auto rows = [&](std::size_t index, const char* name, DataType type, Index dim) {
+    return readRows(operands, index, name, type, batch, full.heads, queries, dim, rowsBeforeHeads);
+  };
+  const BatchRows query = rows(LrkvOperands::kQuery, "q", full.queryType, full.headDim);
+  const BatchRows output = rows(LrkvOperands::kOutput, "out", full.outputType, full.valueDim);
+  const LrkvRows stored =
+      readLrkvRows(operands, LrkvOperands::kRows, rowsType, batch, keys, problem.model, memory.ranks);
+  if (!operands.ok()) return statusValue(info.Env(), operands.status());
+  for (Index b = 0; b < batch; ++b) {
+    FullSequence& sequence = memory.full.sequences.emplace_back();
+    sequence.queries = queries;
+    sequence.queryRows = queries;
+    sequence.keys = keys;
+    sequence.query = headRows(query, full.queryType, b);
+    sequence.output = headRows(output, full.outputType, b);
+  }
+  readSequences(operands, LrkvOperands::kScores, LrkvNumbers::kScores, full, memory.full.sequences);
+  if (operands.ok()) readStores(operands, stored, keys, &problem, &memory);
+  if (!operands.ok()) return statusValue(info.Env(), operands.status());
+
+  double operations = operationsOf(problem);
+  for (const LrkvStoreProblem& store : memory.stores)
+    operations += storeOperations(problem.model, memory.ranks, store.count);
+  return runKernel(info, operands.status(), &KernelSet::lrkv, problem, operations, std::move(memory));
 }
 
 }  // namespace lowrank_attention

@@ -68,8 +68,8 @@ LrkvFactors readFactors(Operands& operands, std::size_t firstOperand, std::size_
 }
 
 // The rotary embedding of a model whose factors are read.
-void readRope(Operands& operands, std::size_t firstOperand, std::size_t firstNumber, const std::vector<std::int32_t>& ranks,
-              LrkvModel* model) {
+void readRope(Operands& operands, std::size_t firstOperand, std::size_t firstNumber,
+              const std::vector<std::int32_t>& ranks, LrkvModel* model) {
   const auto choice = [&](std::size_t number, Index last) {
     const Index value = operands.extent(firstNumber + number, "rope");
     if (value > last) operands.fail("rope", "unknown");
@@ -157,9 +157,26 @@ double storeOperations(const LrkvModel& model, const LrkvRanks& ranks, Index cou
   // Whole keys, and the means of normalised ones, are products with the factors.
   if (model.rope == LrkvRope::kExact || model.norm.on) {
     row += 2 * product(sumOf(ranks.key), model.key.dim);
-    if (model.key.gauge != nullptr) row += 2 * product(model.key.baseDim, model.key.dim) * static_cast<double>(model.kvHeads);
+    if (model.key.gauge != nullptr)
+      row += 2 * product(model.key.baseDim, model.key.dim) * static_cast<double>(model.kvHeads);
   }
   return row * static_cast<double>(count);
+}
+
+void setLayout(const LrkvLayout& layout, LrkvProblem* problem) {
+  problem->layout = layout;
+  problem->full.keyType = layout.type;
+  problem->full.kvHeads = problem->model.kvHeads;
+  problem->full.headDim = problem->model.key.dim;
+  problem->full.valueDim = problem->model.value.dim;
+}
+
+double operationsOf(const LrkvProblem& problem) {
+  const LrkvLayout& layout = problem.layout;
+  const double heads = static_cast<double>(problem.full.heads);
+  const double bases = static_cast<double>(layout.keyBaseDim + layout.valueBaseDim);
+  const double latents = static_cast<double>(layout.keyStarts[layout.kvHeads] + layout.valueStarts[layout.kvHeads]);
+  return operationsOf(problem.full, heads * bases + heads / static_cast<double>(layout.kvHeads) * latents);
 }
 
 }  // namespace lowrank_attention

@@ -4,8 +4,8 @@
 
 #include <vector>
 
-#include "binding/operands.h"
-#include "core/lrkv.h"
+#include "binding/full_problem.h"
+#include "core/lrkv_cache.h"
 
 namespace lowrank_attention {
 
@@ -67,6 +67,12 @@ LrkvRows rowsFrom(const LrkvRows& rows, Index first, const LrkvModel& model, con
 
 // Operations that storing so many rows takes.
 double storeOperations(const LrkvModel& model, const LrkvRanks& ranks, Index count);
+
+// Gives the problem the shapes of its model, and the layout in which rows of that are stored.
+void setLayout(const LrkvLayout& layout, LrkvProblem* problem);
+
+// Operations of attention: 2 per key and stored element that a query meets in all heads.
+double operationsOf(const LrkvProblem& problem);
 
 }  // namespace lowrank_attention
 

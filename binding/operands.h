@@ -53,10 +53,13 @@ class Operands {
   DataType dataType(std::size_t index, const char* name);
 
   // Entry of an operand that is a list; the operand itself is read by `array`. Absent is null.
-  Array entry(std::size_t index, std::size_t item) const { return arrayOf(value(index, item)); }
+  Array entry(std::size_t index, std::size_t item) const { return arrayOf(env_, value(index, item)); }
   napi_value value(std::size_t index, std::size_t item) const;
-  Array array(std::size_t index) const { return arrayOf(index < operands_.size() ? operands_[index].value : nullptr); }
-  Array arrayOf(napi_value value) const;
+  Array array(std::size_t index) const {
+    return arrayOf(env_, index < operands_.size() ? operands_[index].value : nullptr);
+  }
+  // Absent where the value is no typed array that an operand may be. Runs nothing of the caller's, and does not throw.
+  static Array arrayOf(napi_env env, napi_value value);
 
   // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
   void* tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors);

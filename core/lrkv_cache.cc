@@ -49,7 +49,8 @@ bool stores(const LrkvLayout& layout, const LrkvModel& model) {
       layout.valueBaseDim != model.value.baseDim || layout.scaled != storesScales(model))
     return false;
   for (Index head = 0; head < model.kvHeads; ++head) {
-    if (layout.keyWidth(head) != storedKeyWidth(model, head) || layout.valueWidth(head) != storedValueWidth(model, head))
+    if (layout.keyWidth(head) != storedKeyWidth(model, head) ||
+        layout.valueWidth(head) != storedValueWidth(model, head))
       return false;
   }
   return true;

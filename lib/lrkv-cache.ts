@@ -10,7 +10,6 @@ import {
   lrkvModelOperands,
   lrkvStored,
   mostKvHeads,
-  storedElements,
   storedRatio,
 } from './lrkv-model';
 import {
@@ -78,10 +77,7 @@ function checkStart(options: LrkvCacheOptions): LrkvStart {
 }
 
 function emptyStart(shape: CacheShape, model: CheckedLrkvModel): LrkvStart {
-  const stored = lrkvStored(model);
-  const { keyBaseDim, valueBaseDim, keyWidths, valueWidths, scaled } = stored;
-  const row = storedElements(stored);
-  if (row > mostExtent) throw expected('ERR_SHAPE', 'options', `at most ${mostExtent} elements a position`, row);
+  const { keyBaseDim, valueBaseDim, keyWidths, valueWidths, scaled } = lrkvStored(model);
   const [type, scales] = [typeNumbers[shape.type], scaled ? 1 : 0] as const;
   const native = new addon.LrkvCache(shape.heads, type, keyBaseDim, valueBaseDim, scales, keyWidths, valueWidths);
   return { shape, model, native, length: 0 };

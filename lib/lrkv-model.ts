@@ -138,9 +138,19 @@ const noRope = 0;
 
 /** Checks a model that has been read by `checkOptions`. Errors name its members as they are called there. */
 export function checkLrkvModel(given: Partial<LrkvModel>, shape: LrkvShape): CheckedLrkvModel {
+  const model = readModel(given, shape);
+  const row = storedElements(lrkvStored(model)) + model.kvHeads;
+  if (row > mostExtent)
+    throw expected('ERR_SHAPE', 'keyUp', `factors and bases of at most ${mostExtent} stored elements a position`, row);
+  return model;
+}
+
+function readModel(given: Partial<LrkvModel>, shape: LrkvShape): CheckedLrkvModel {
   const { kvHeads, headDim } = shape;
   const key = checkFactors('key', given, kvHeads, headDim, shape.keyBaseDim);
   const value = checkFactors('value', given, kvHeads, shape.valueDim, shape.valueBaseDim);
+  if (key.baseDim + key.latentDim + value.baseDim + value.latentDim === 0)
+    throw expected('ERR_SHAPE', 'keyUp', 'rows, where there are no bases and no other ranks', new Text('none'));
   const norm = given.keyNorm === undefined ? null : checkRmsNorm('keyNorm', given.keyNorm, headDim);
   const { rope, ropeMode, latentFrequencies } = given;
   if (rope === undefined) {

@@ -42,6 +42,8 @@ export interface Addon {
   readonly read: NativeOp;
   readonly linalg: NativeOp;
   readonly lowrank: NativeOp;
+  readonly lrkv: NativeOp;
+  readonly lrkvCached: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
   readonly linear: NativeOp;
@@ -50,8 +52,6 @@ export interface Addon {
   readonly rotary: NativeOp;
   readonly cached: NativeOp;
   readonly linformer: NativeOp;
-  readonly lrkv: NativeOp;
-  readonly lrkvCached: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeCache;
   /** Takes the stored form alone; the model comes with each call. */
   readonly LrkvCache: new (

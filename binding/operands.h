@@ -27,6 +27,9 @@ struct Array {
 // Extents are at most this, so that products of three stay far from overflow in 128 bits and lengths fit a double.
 constexpr double kMaxExtent = 9007199254740992.0;  // 2^53
 
+// Elements of all heads that a cache may keep of one position: what memory bounds otherwise is not there yet.
+constexpr double kMaxRow = 2147483647;
+
 class Operands {
  public:
   // Expects at least so many operands and numbers.
@@ -34,9 +37,11 @@ class Operands {
 
   bool ok() const { return status_.ok(); }
   const Status& status() const { return status_; }
-  void fail(const char* argument, const char* detail) {
-    if (ok()) status_ = {Code::kArgument, argument, detail};
+  // The first failure counts.
+  void fail(const Status& status) {
+    if (ok()) status_ = status;
   }
+  void fail(const char* argument, const char* detail) { fail({Code::kArgument, argument, detail}); }
 
   double number(std::size_t index) const { return numbers_[index]; }
   std::size_t numberCount() const { return numberCount_; }

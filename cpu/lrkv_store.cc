@@ -168,37 +168,55 @@ LA_INLINE RotaryTable tableOf(const StoreBlock& block, Index r, const StoreScrat
   return {scratch.cosines + r * pairs, scratch.sines + r * pairs};
 }
 
-// Stores rows of `rank` elements, transposed, as the key latents of a head; zero from `rank` to `width`.
-static void storeTransposed(const StoreBlock& block, Index latents, const float* rows, Index stride, Index rank,
-                            Index width, const StoreScratch& scratch) {
+// Rows of one head that become its key latents: element c of row r at rows[r·stride + c], zero from `rank` to `width`.
+struct LatentRows {
+  const float* rows = nullptr;
+  Index stride = 0;
+  Index rank = 0;
+  Index width = 0;
+};
+
+// kLatentRows of them from row `r` on, to a block of latents [width][kLatentRows].
+LA_INLINE void storeLanes(const LatentRows& latents, Index r, DataType type, void* target, float* lanes) {
+  for (Index i = 0; i < kLatentRows; i += kSquare) {
+    const float* rows[kSquare];
+    for (Index j = 0; j < kSquare; ++j) rows[j] = latents.rows + (r + i + j) * latents.stride;
+    rowsToLanes<kSquare>(rows, latents.rank, 1.0f, lanes + i, kLatentRows);
+  }
+  for (Index i = latents.rank * kLatentRows; i < latents.width * kLatentRows; ++i) lanes[i] = 0;
+  convertRow(DataType::kFloat32, lanes, type, target, latents.width * kLatentRows);
+}
+
+// Row `r` alone, to lane `lane` of such a block: what other rows have there stays.
+LA_INLINE void storeLane(const LatentRows& latents, Index r, DataType type, Index lane, void* target,
+                         const StoreScratch& scratch) {
+  __builtin_memcpy(scratch.lanes, latents.rows + r * latents.stride, static_cast<std::size_t>(4 * latents.rank));
+  for (Index c = latents.rank; c < latents.width; ++c) scratch.lanes[c] = 0;
+  convertRow(DataType::kFloat32, scratch.lanes, type, scratch.row, latents.width);
+  const auto scatter = [&](auto* to, const auto* from) {
+    for (Index c = 0; c < latents.width; ++c) to[c * kLatentRows + lane] = from[c];
+  };
+  if (type == DataType::kFloat32) {
+    scatter(static_cast<float*>(target), reinterpret_cast<const float*>(scratch.row));
+  } else {
+    scatter(static_cast<std::uint16_t*>(target), reinterpret_cast<const std::uint16_t*>(scratch.row));
+  }
+}
+
+// `first`: the element of the page at which the head's latents begin.
+static void storeLatents(const StoreBlock& block, Index first, const LatentRows& latents, const StoreScratch& scratch) {
   const DataType type = block.problem.layout.type;
   for (Index r = 0; r < block.count;) {
     const Index place = block.place + r;
     const Index lane = place % kLatentRows;
-    const Index first = latents + place / kLatentRows * width * kLatentRows;
+    void* target = block.target(first + place / kLatentRows * latents.width * kLatentRows);
     if (lane == 0 && r + kLatentRows <= block.count) {
-      for (Index i = 0; i < kLatentRows; i += kSquare) {
-        const float* four[kSquare];
-        for (Index j = 0; j < kSquare; ++j) four[j] = rows + (r + i + j) * stride;
-        rowsToLanes<kSquare>(four, rank, 1.0f, scratch.lanes + i, kLatentRows);
-      }
-      for (Index i = rank * kLatentRows; i < width * kLatentRows; ++i) scratch.lanes[i] = 0;
-      convertRow(DataType::kFloat32, scratch.lanes, type, block.target(first), width * kLatentRows);
+      storeLanes(latents, r, type, target, scratch.lanes);
       r += kLatentRows;
-      continue;
-    }
-    for (Index c = rank; c < width; ++c) scratch.lanes[c] = 0;
-    __builtin_memcpy(scratch.lanes, rows + r * stride, static_cast<std::size_t>(4 * rank));
-    convertRow(DataType::kFloat32, scratch.lanes, type, scratch.row, width);
-    const auto scatter = [&](auto* target, const auto* source) {
-      for (Index c = 0; c < width; ++c) target[c * kLatentRows + lane] = source[c];
-    };
-    if (type == DataType::kFloat32) {
-      scatter(static_cast<float*>(block.target(first)), reinterpret_cast<const float*>(scratch.row));
     } else {
-      scatter(static_cast<std::uint16_t*>(block.target(first)), reinterpret_cast<const std::uint16_t*>(scratch.row));
+      storeLane(latents, r, type, lane, target, scratch);
+      ++r;
     }
-    ++r;
   }
 }
 
@@ -218,7 +236,7 @@ static void storeKeyHead(const StoreBlock& block, Index head, Index firstRank, I
       const RotaryTable table = tableOf(block, r, scratch);
       normalizeAndRotate(model.norm, scratch.whole + r * wholeStride(dim), dim, model.pairing, &table);
     }
-    return storeTransposed(block, latents, scratch.whole, wholeStride(dim), dim, width, scratch);
+    return storeLatents(block, latents, {scratch.whole, wholeStride(dim), dim, width}, scratch);
   }
   if (layout.scaled) {
     float* scales = reinterpret_cast<float*>(block.page + layout.scalesAt()) + head * LrkvLayout::kPageRows;
@@ -231,7 +249,7 @@ static void storeKeyHead(const StoreBlock& block, Index head, Index firstRank, I
               scratch.latentSines);
     rotateRow(scratch.latent + r * rank, rank, model.pairing, {scratch.latentCosines, scratch.latentSines});
   }
-  storeTransposed(block, latents, scratch.latent, rank, rank, width, scratch);
+  storeLatents(block, latents, {scratch.latent, rank, rank, width}, scratch);
 }
 
 // The base as scores read it; changes what `scratch` has of it.

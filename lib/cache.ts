@@ -73,6 +73,12 @@ function checkShape(options: KvCacheOptions): CheckedShape {
   return shape;
 }
 
+/** A cache in use, whatever its prototype says. */
+export function checkKvCache(name: string, cache: unknown): KvCache {
+  nativeOf(name, cache);
+  return cache as KvCache;
+}
+
 /** Whether a value is a cache, whatever its prototype says. */
 let isCache: (value: unknown) => value is KvCache;
 
@@ -253,12 +259,12 @@ export class KvCache {
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED, ERR_CLOSED
  */
 export async function attendBatch(items: readonly AttendItem[], options?: AttendOptions): Promise<Tensor[]> {
-  return (await runAsync(attendBatch, () => prepareMany(items, options))).map(({ output }) => output);
+  return (await runAsync(attendBatch, () => attendBatchCall(items, options))).map(({ output }) => output);
 }
 
 /** {@link attendBatch} on the calling thread. */
 export function attendBatchSync(items: readonly AttendItem[], options?: AttendOptions): Tensor[] {
-  return runSync(attendBatchSync, () => prepareMany(items, options)).map(({ output }) => output);
+  return runSync(attendBatchSync, () => attendBatchCall(items, options)).map(({ output }) => output);
 }
 
 function prepareOne(
@@ -273,7 +279,11 @@ function prepareOne(
   return { ...call, result: call.result[0] as AttentionWithLse };
 }
 
-function prepareMany(items: readonly AttendItem[], given: AttendOptions | undefined): Call<AttentionWithLse[]> {
+/** The call of {@link attendBatch}. */
+export function attendBatchCall(
+  items: readonly AttendItem[],
+  given: AttendOptions | undefined,
+): Call<AttentionWithLse[]> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
   for (const name of ['out', 'mask'] as const) {
     if (options[name] !== undefined)

@@ -16,6 +16,7 @@ export type { AnalysisOptions } from './analysis/matrix';
 export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
 export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
 export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
+export { attentionLayer } from './attention-layer';
 export {
   type AttendItem,
   type AttendOptions,
@@ -56,6 +57,7 @@ export type {
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export type { AttentionLayer, ForwardOptions, LayerCacheOptions, LayerOptions, StepOptions } from './layer';
 export { type LinearAttentionOptions, linearAttention, linearAttentionSync } from './linear';
 export type { LinearMethod, UpdateRule } from './linear-call';
 export {

@@ -325,7 +325,22 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
   if (name.startsWith('LinearState.attend')) return { ...general, layout };
   if (name.startsWith('LinearState.append')) return { ...general, layout, keyMask: wrongBools(1, 5) };
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
+  if (name.startsWith('rotary')) {
+    return {
+      ...general,
+      layout,
+      positions: [
+        ...noLists(2),
+        ...elements(2, 'positions', notNumbers),
+        ...elements(2, 'positions', [
+          [-1, '-1'],
+          [2 ** 47 + 1, `${2 ** 47 + 1}`],
+        ]),
+      ],
+    };
+  }
   if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
+  if (name.startsWith('AttentionLayer')) return { ...general, keyLengths: wrongLengths('keyLengths', 3) };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
   if (name.startsWith('lowRankAttention')) return general;
   if (/^(headSimilarity|linearCka|principalAngles)/.test(name)) return general;

@@ -89,7 +89,7 @@ export type RankRule =
   | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
 
 /** One layer, checked. */
-export interface FitLayer extends CheckedWeights {
+export interface FitLayer extends CheckedWeights<AttentionWeights> {
   readonly name: string;
   readonly hidden: Matrices | null;
   readonly gauges: Readonly<Record<Side, Gauge>>;

@@ -10,6 +10,7 @@ import {
   type Tensor,
 } from '../lib';
 import { allocateRanks, leastComponents, storedComponents, type Way } from '../lib/fit/ranks';
+import { checkLrkvModel, storedRatio } from '../lib/lrkv-model';
 import { uniform } from './data';
 import { type LayerShape, layerOf } from './fit-data';
 
@@ -44,8 +45,20 @@ const full = shapes.reduce((sum, { heads, kvHeads = heads, width }) => sum + 2 *
 const lossOf = ({ layers: reports }: LrkvReport): number =>
   reports.reduce((sum, report) => sum + sides.reduce((part, side) => part + report[side].predictedError ** 2, 0), 0);
 
-const fit = (options: Partial<FitOptions>, weights: readonly AttentionWeights[] = plain) =>
-  fitLrkvSync(weights, { calibration: hidden, iterations: 8, ...options }).report;
+/** Fits, and sees that the memory of each layer is what its cache will say. */
+function fit(options: Partial<FitOptions>, weights: readonly AttentionWeights[] = plain): LrkvReport {
+  const { layers: fitted, report } = fitLrkvSync(weights, { calibration: hidden, iterations: 8, ...options });
+  for (const [i, layer] of fitted.entries()) {
+    const { heads, kvHeads = heads, rope, ropeMode, qkNorm, keyUp, keyRanks, valueUp, valueRanks } = layer;
+    const { keyGauge, valueGauge } = layer;
+    const model = { keyUp, keyRanks, keyGauge, valueUp, valueRanks, valueGauge, rope, ropeMode, keyNorm: qkNorm?.key };
+    const [headDim, valueDim] = [keyUp.dims[1], valueUp.dims[1]];
+    const [keyBaseDim, valueBaseDim] = [layer.keyBase.dims[1], layer.valueBase.dims[1]];
+    const checked = checkLrkvModel(model, { kvHeads, headDim, valueDim, keyBaseDim, valueBaseDim });
+    expect(report.layers[i].cacheRatio).toBeCloseTo(storedRatio(checked, report.type), 12);
+  }
+  return report;
+}
 
 describe('a budget', () => {
   test('is met from below, whatever it is, and more memory is worth less error', () => {

@@ -1,6 +1,6 @@
 import { checkValues } from '../analysis/matrix';
 import { expected, Text } from '../errors';
-import { float64, type Matrices } from '../linalg';
+import { storedStep } from '../lrkv-model';
 import type { CheckedRmsNorm } from '../rope';
 import { runStepsAsync, runStepsSync, type Steps } from '../steps';
 import type { DataType, Tensor } from '../tensor';
@@ -10,7 +10,8 @@ import { alternate, type Factors, type FitPlan, tailOf } from './als';
 import { finish } from './finish';
 import { keyMetric, momentOf, type Objective, objectiveOf, valueMetric } from './moments';
 import { checkFit, type FitLayer, type FitOptions, type FitRequest, type Side, sides } from './options';
-import { allocateRanks, type Choice, leastComponents, ranksFor, storedComponents, storedStep, type Way } from './ranks';
+import { checkNumbers, withBias } from './projections';
+import { allocateRanks, type Choice, leastComponents, ranksFor, storedComponents, type Way } from './ranks';
 import {
   bytesOf,
   type FinishedSide,
@@ -64,7 +65,7 @@ type Sides<Value> = Readonly<Record<Side, Value>>;
 function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
   const request = checkFit(given, options);
   const { layers, rule } = request;
-  for (const layer of layers) checkNumbers(layer);
+  for (const { name, weights } of layers) checkNumbers(name, weights);
   const finished: Sides<FinishedSide>[] = [];
   if (rule.kind === 'budget') finished.push(...(yield* fitBudget(request, rule)));
   else {
@@ -82,26 +83,6 @@ function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
     }
   }
   return assemble(request, finished, rule.kind === 'budget' ? rule.type : 'float32');
-}
-
-const tensorNames = ['query', 'key', 'value', 'output', 'queryBias', 'keyBias', 'valueBias', 'outputBias'] as const;
-
-/** Refuses numbers that are not finite before anything is computed. */
-function checkNumbers({ weights, name }: FitLayer): void {
-  for (const of of tensorNames) {
-    const tensor = weights[of];
-    if (tensor !== undefined) checkValues(`${name}.${of}`, tensor);
-  }
-}
-
-/** A projection `[modelDim + 1, columns]` with its bias, or zeros, as the last row. */
-function withBias(name: string, matrix: Tensor, bias: Tensor | undefined): Matrices {
-  const { data, dims } = checkValues(name, matrix);
-  const [rows, columns] = dims as [number, number];
-  const whole = float64(name, data.length + columns);
-  whole.set(data);
-  if (bias !== undefined) whole.set(checkValues(`${name}Bias`, bias).data, data.length);
-  return matrices(whole, 1, rows + 1, columns);
 }
 
 function* objectivesOf(layer: FitLayer, { damping, run }: FitRequest): Steps<Sides<Objective>> {

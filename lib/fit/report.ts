@@ -1,9 +1,10 @@
 /** What a fit says of itself. */
+import { paddedRank } from '../lrkv-model';
 import type { DataType } from '../tensor';
 import type { Gauge } from './als';
 import type { FittedSide } from './finish';
 import { type FitLayer, type Side, sides } from './options';
-import { allocatedRank, storedComponents } from './ranks';
+import { storedComponents } from './ranks';
 
 /** One key/value head. */
 export interface LrkvHeadReport {
@@ -87,7 +88,7 @@ export function reportOf({ fitted, gauge, ranks, history, baseError, noBaseError
     history,
     heads: ranks.map((rank, head) => ({
       rank,
-      allocatedRank: allocatedRank(rank),
+      allocatedRank: paddedRank(rank),
       predictedError: relative(at(predicted, head), at(energies, head)),
       measuredError: relative(at(measured, head), at(measuredEnergies, head)),
       spectrum: spectra.slice(head * width, (head + 1) * width).map((energy) => Math.sqrt(Math.max(0, energy))),
@@ -108,7 +109,7 @@ export function storedWhole({ rope }: FitLayer, side: Side, ropeMode: string): b
 /** Bytes of a token that no rank changes: keys that are stored whole, scales of keys that are not. */
 export function fixedBytes(layer: FitLayer, ropeMode: string, type: DataType): number {
   const { kvHeads, headDim } = layer.shape;
-  if (storedWhole(layer, 'key', ropeMode)) return kvHeads * allocatedRank(headDim) * bytesOf(type);
+  if (storedWhole(layer, 'key', ropeMode)) return kvHeads * paddedRank(headDim) * bytesOf(type);
   return layer.keyNorm === null ? 0 : 4 * kvHeads;
 }
 

@@ -23,7 +23,10 @@ export interface LrkvHeadReport {
 export interface LrkvSideReport {
   /** Gauge that was kept: `'none'` also where a base was tried and was no better than none at the same memory. */
   readonly gauge: Gauge;
-  /** Relative errors with a base and without one, both within the same memory; undefined what was not tried. */
+  /**
+   * Relative errors with a base and without one, undefined what was not tried: both within the same memory, or with `energy`
+   * both at the ranks that keep it. Known to 1e-8.
+   */
   readonly baseError: number | undefined;
   readonly noBaseError: number | undefined;
   /** Of all heads together, as of each. */

@@ -1,6 +1,7 @@
 /** Conversion to LRKV: what is fitted, how well, and what must not change it. */
 import {
   type AttentionWeights,
+  cast,
   type FitOptions,
   fitLrkv,
   fitLrkvSync,
@@ -365,6 +366,21 @@ describe('what must hold of any layer', () => {
     const wanted = fitLrkvSync(weights, { rank: 2, calibration: hidden, threads: 1 });
     const found = await fitLrkv([weights], { rank: 2, calibration: [hidden] });
     expect(found).toEqual(wanted);
+  });
+
+  test.each(['float16', 'bfloat16'] as const)('%s is read as what it is', (type) => {
+    const { weights, hidden } = layerOf(small);
+    const narrow = (source: Tensor): Tensor => cast(source, type);
+    const wide = (source: Tensor): Tensor => cast(narrow(source), 'float32');
+    const of = (by: (source: Tensor) => Tensor) => {
+      const { query, key, value, output } = weights;
+      const tensors = { query: by(query), key: by(key), value: by(value), output: by(output) };
+      const { layers, report } = fitLrkvSync({ ...weights, ...tensors }, { rank: 2, calibration: by(hidden) });
+      const { query: _query, output: _output, ...fitted } = layers[0];
+      return { fitted, report };
+    };
+    expect(of(narrow)).toEqual(of(wide));
+    expect(of(narrow)).not.toEqual(of((source) => source));
   });
 
   test('layers do not see each other', () => {

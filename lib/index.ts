@@ -40,6 +40,14 @@ export {
   taylor,
 } from './features';
 export type { Gauge } from './fit/als';
+export {
+  type ComponentsReport,
+  type DescribeOptions,
+  describeHeads,
+  describeHeadsSync,
+  type HeadsDescription,
+  type SideDescription,
+} from './fit/describe';
 export { fitLrkv, fitLrkvSync, type LrkvFit } from './fit/fit';
 export type { FitOptions, FitProgress, GaugeOption } from './fit/options';
 export type {

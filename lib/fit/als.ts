@@ -45,14 +45,16 @@ export interface Factors {
   readonly history: readonly number[];
 }
 
-/** An iteration that betters the error by a smaller share is the last. */
+/** An iteration that betters the error by a smaller share is the last, */
 const leastGain = 1e-12;
+/** but not where the error is so small a share of the energy that rounding hides what an iteration gains. */
+const hidden = 1e-14;
 /** Directions of the base with less than this share of the largest energy are none. */
 const negligible = 1e-14;
 
 /** Fits residuals of so many directions a head, and the base under them. */
 export function* alternate(objective: Objective, ranks: readonly number[], plan: FitPlan, run: Run): Steps<Factors> {
-  const { heads, gram } = objective;
+  const { heads, gram, energies } = objective;
   const blocks = diagonalBlocks(gram, heads);
   const { gauge } = plan;
   if (gauge === 'none') {
@@ -62,6 +64,7 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     return { gauge, base: null, gauges: null, directions, spectra, history: [error] };
   }
   let base = yield* startOf(objective, plan, run);
+  const energy = energies.reduce((sum, each) => sum + each, 0);
   const history: number[] = [];
   /** What the residuals are of: the base and gauges they were taken under. */
   let before: { base: Matrices; gauges: Matrices; kept: Matrices } | undefined;
@@ -87,8 +90,8 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     history.push(error);
     attempt('onProgress', () => plan.onIteration?.(iteration, error));
     const last = history.at(-2);
-    if (iteration >= plan.iterations || (last !== undefined && last - error <= leastGain * error))
-      return { gauge, base, gauges, directions, spectra, history };
+    const settled = last !== undefined && last - error <= leastGain * error && error > hidden * energy;
+    if (settled || iteration >= plan.iterations) return { gauge, base, gauges, directions, spectra, history };
 
     // S = Σ (Y_h − R_h)·G_hᵀ·(Σ G_h·G_hᵀ)⁻¹, where R_h = (Y_h − S·G_h)·B·Bᵀ of the directions B that are kept.
     const kept = keep(directions, ranks);

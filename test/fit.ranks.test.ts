@@ -10,6 +10,7 @@ import {
   type Tensor,
 } from '../lib';
 import { allocateRanks, leastComponents, storedComponents, type Way } from '../lib/fit/ranks';
+import { checkLrkvModel, storedRatio } from '../lib/lrkv-model';
 import { uniform } from './data';
 import { type LayerShape, layerOf } from './fit-data';
 
@@ -44,15 +45,27 @@ const full = shapes.reduce((sum, { heads, kvHeads = heads, width }) => sum + 2 *
 const lossOf = ({ layers: reports }: LrkvReport): number =>
   reports.reduce((sum, report) => sum + sides.reduce((part, side) => part + report[side].predictedError ** 2, 0), 0);
 
-const fit = (options: Partial<FitOptions>, weights: readonly AttentionWeights[] = plain) =>
-  fitLrkvSync(weights, { calibration: hidden, iterations: 8, ...options }).report;
+/** Fits, and sees that the memory of each layer is what its cache will say. */
+function reportOf(options: Partial<FitOptions>, weights: readonly AttentionWeights[] = plain): LrkvReport {
+  const { layers: fitted, report } = fitLrkvSync(weights, { calibration: hidden, iterations: 8, ...options });
+  for (const [i, layer] of fitted.entries()) {
+    const { heads, kvHeads = heads, rope, ropeMode, qkNorm, keyUp, keyRanks, valueUp, valueRanks } = layer;
+    const { keyGauge, valueGauge } = layer;
+    const model = { keyUp, keyRanks, keyGauge, valueUp, valueRanks, valueGauge, rope, ropeMode, keyNorm: qkNorm?.key };
+    const [headDim, valueDim] = [keyUp.dims[1], valueUp.dims[1]];
+    const [keyBaseDim, valueBaseDim] = [layer.keyBase.dims[1], layer.valueBase.dims[1]];
+    const checked = checkLrkvModel(model, { kvHeads, headDim, valueDim, keyBaseDim, valueBaseDim });
+    expect(report.layers[i].cacheRatio).toBeCloseTo(storedRatio(checked, report.type), 12);
+  }
+  return report;
+}
 
 describe('a budget', () => {
   test('is met from below, whatever it is, and more memory is worth less error', () => {
     const found: (readonly [number, number])[] = [];
     fc.assert(
       fc.property(fc.double({ min: 0.27, max: 1, noNaN: true }), (budget) => {
-        const report = fit({ budget });
+        const report = reportOf({ budget });
         expect(report.cacheRatio).toBeLessThanOrEqual(budget * (1 + 1e-12));
         expect(report.cacheRatio).toBeCloseTo(componentsOf(report) / full, 12);
         expect(report.factoredRatio).toBeCloseTo(report.cacheRatio, 12);
@@ -73,8 +86,8 @@ describe('a budget', () => {
   });
 
   test('is spent better than the same rank for all', () => {
-    const uniformly = fit({ rank: 8 });
-    const dealt = fit({ budget: uniformly.cacheRatio });
+    const uniformly = reportOf({ rank: 8 });
+    const dealt = reportOf({ budget: uniformly.cacheRatio });
     expect(dealt.cacheRatio).toBeLessThanOrEqual(uniformly.cacheRatio);
     expect(lossOf(dealt)).toBeLessThan(0.95 * lossOf(uniformly));
   });
@@ -82,7 +95,7 @@ describe('a budget', () => {
   test.each(['float32', 'bfloat16'] as const)('in bytes a token, of %s', (type) => {
     const bytes = type === 'float32' ? 4 : 2;
     for (const components of [200, 333, full]) {
-      const report = fit({ budget: { bytesPerToken: components * bytes + 1, type } });
+      const report = reportOf({ budget: { bytesPerToken: components * bytes + 1, type } });
       expect(componentsOf(report)).toBeLessThanOrEqual(components);
       expect(componentsOf(report)).toBeGreaterThan(Math.min(components, full) - 40);
       expect(report.type).toBe(type);
@@ -90,48 +103,48 @@ describe('a budget', () => {
   });
 
   test('of 1 keeps everything', () => {
-    const report = fit({ budget: 1 });
+    const report = reportOf({ budget: 1 });
     for (const layer of report.layers) for (const side of sides) expect(layer[side].predictedError).toBeLessThan(1e-7);
   });
 
   test('that the least does not fit is refused with the least', () => {
     // One base a side, or a block of 8 for each head.
     const least = shapes.reduce((sum, { heads, kvHeads = heads, width }) => sum + 2 * Math.min(width, 8 * kvHeads), 0);
-    expect(fit({ budget: least / full }).cacheRatio).toBeCloseTo(least / full, 12);
+    expect(reportOf({ budget: least / full }).cacheRatio).toBeCloseTo(least / full, 12);
     const pattern = /^expected at least (\S+) of the cache for `budget`, received 0\.1$/;
     let message = '';
     try {
-      fit({ budget: 0.1 });
+      reportOf({ budget: 0.1 });
     } catch (error) {
       ({ message } = error as Error);
     }
     expect(Number(pattern.exec(message)?.[1])).toBeCloseTo(least / full, 12);
-    expect(() => fit({ budget: { bytesPerToken: least * 4 - 1 } })).toThrow(
+    expect(() => reportOf({ budget: { bytesPerToken: least * 4 - 1 } })).toThrow(
       `expected at least ${least * 4} bytes a token for \`budget\`, received ${least * 4 - 1} bytes`,
     );
   });
 
   test('cannot save anything of rotated keys that are stored whole', () => {
-    const report = fit({ budget: 0.7 }, rotated);
+    const report = reportOf({ budget: 0.7 }, rotated);
     expect(report.cacheRatio).toBeLessThanOrEqual(0.7);
     expect(report.cacheRatio).toBeCloseTo(componentsOf(report, ['key']) / full, 12);
     for (const { key } of report.layers) expect(key.predictedError).toBeLessThan(1e-12);
-    expect(() => fit({ budget: 0.5 }, rotated)).toThrow(/at least 0\.6346\d+ of the cache/);
-    const pairs = fit({ budget: 0.5, ropeMode: 'intertwined' }, rotated);
+    expect(() => reportOf({ budget: 0.5 }, rotated)).toThrow(/at least 0\.6346\d+ of the cache/);
+    const pairs = reportOf({ budget: 0.5, ropeMode: 'intertwined' }, rotated);
     expect(pairs.cacheRatio).toBeLessThanOrEqual(0.5);
     expect(pairs.cacheRatio).toBeCloseTo(componentsOf(pairs) / full, 12);
   });
 
   test('goes where it is said to matter', () => {
-    const none = fit({ budget: 0.4 });
+    const none = reportOf({ budget: 0.4 });
     const weighty = shapes.map((_, i) => ({ key: i === 1 ? 1e4 : 1, value: 1 }));
-    const found = fit({ budget: 0.4, sensitivity: weighty });
+    const found = reportOf({ budget: 0.4, sensitivity: weighty });
     expect(found.layers[1].key.predictedError).toBeLessThan(none.layers[1].key.predictedError / 2);
   });
 
   test('counts scales of normalised keys', () => {
     const normed = plain.map((weights): AttentionWeights => ({ ...weights, qkNorm: { query: {}, key: {} } }));
-    const report = fit({ budget: 0.5 }, normed);
+    const report = reportOf({ budget: 0.5 }, normed);
     const scales = shapes.reduce((sum, { heads, kvHeads = heads }) => sum + kvHeads, 0);
     expect(report.cacheRatio).toBeCloseTo((componentsOf(report) + scales) / full, 12);
     expect(report.cacheRatio).toBeLessThanOrEqual(0.5);
@@ -145,8 +158,8 @@ describe('energy', () => {
       [rotated, 'exact'],
       [rotated, 'intertwined'],
     ] as const) {
-      const report = fit({ energy, ...(ropeMode === undefined ? {} : { ropeMode }) }, weights);
-      const least = fit({ energy, gauge: 'none', ...(ropeMode === undefined ? {} : { ropeMode }) }, weights);
+      const report = reportOf({ energy, ...(ropeMode === undefined ? {} : { ropeMode }) }, weights);
+      const least = reportOf({ energy, gauge: 'none', ...(ropeMode === undefined ? {} : { ropeMode }) }, weights);
       expect(report.factoredRatio).toBeLessThanOrEqual(least.factoredRatio);
       for (const layer of [...report.layers, ...least.layers]) {
         for (const side of sides) {

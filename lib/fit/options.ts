@@ -4,11 +4,11 @@ import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
 import type { Matrices } from '../linalg';
+import { storedStep } from '../lrkv-model';
 import { attempt, isArray, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
 import { type AttentionWeights, type CheckedWeights, checkAttentionWeights } from '../weights';
 import type { Gauge } from './als';
-import { storedStep } from './ranks';
 
 /** Keys or values. */
 export type Side = 'key' | 'value';
@@ -89,7 +89,7 @@ export type RankRule =
   | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
 
 /** One layer, checked. */
-export interface FitLayer extends CheckedWeights {
+export interface FitLayer extends CheckedWeights<AttentionWeights> {
   readonly name: string;
   readonly hidden: Matrices | null;
   readonly gauges: Readonly<Record<Side, Gauge>>;
@@ -164,6 +164,21 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
   if (copy.ropeMode !== undefined && checked.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
+  for (const { rope, keyNorm, name } of checked) {
+    if (
+      rope !== null &&
+      ropeMode === 'intertwined' &&
+      keyNorm !== null &&
+      keyNorm.gain !== null &&
+      keyNorm.gainOrder === 0
+    )
+      throw expected(
+        'ERR_UNSUPPORTED',
+        'ropeMode',
+        `'exact' where \`${name}\` has a key gain before the rotation`,
+        ropeMode,
+      );
+  }
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
     copy.sensitivity === undefined

@@ -36,19 +36,19 @@ export async function convertPage(report: ConvertReport): Promise<string> {
         both((side) =>
           section(
             `${titles[side]}: spectra`,
-            'Root mean square over the heads of a layer. What lies right of the mark is left out.',
+            'Of heads less their base, root mean square over those of a layer. What lies right of the mark is left out.',
             spectraChart(d3, layers, side),
           ),
         ),
-        section(
-          'Error against memory',
-          'Bases and directions as they were fitted here, ranks dealt out anew: a fit at that memory is about as good or better.',
-          curveChart(d3, report),
-        ),
+      ),
+      wholeSection(
+        'Error against memory',
+        'Bases and directions as they were fitted here, ranks dealt out anew: a fit at that memory is about as good or better.',
+        curveChart(d3, report),
       ),
       wholeSection(
         'Layers',
-        `${errorNote} Cache: of a KvCache, as stored.`,
+        `${errorNote.join(' ')} Cache: of a KvCache, as stored.`,
         table(
           'layers',
           columns,

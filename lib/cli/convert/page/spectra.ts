@@ -50,7 +50,7 @@ export function spectraChart(d3: D3, layers: readonly LayerResult[], side: Side)
     };
     const y: Axis = {
       scale: d3.scaleLog([low / 1.3, largest * 1.3], [height - bottom, top]),
-      title: 'σᵢ of the head less its base, as a share of the head’s norm',
+      title: 'σᵢ, as a share of the head’s norm',
       format: percentText,
       log: true,
     };

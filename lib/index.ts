@@ -106,6 +106,8 @@ export type { LrkvModel, RopeMode } from './lrkv-model';
 export type { LrkvRows } from './lrkv-rows';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
+export { type ModelOptions, readAttentionWeights, readLrkvWeights } from './model/read';
+export { type WriteLrkvOptions, writeLrkvWeights } from './model/write';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export type { KvCacheOptions } from './paged-cache';

@@ -11,14 +11,8 @@ import { compare, tolerance } from './comparison';
 import { compareMethods } from './methods';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
+import { questions } from './questions';
 import { search } from './search';
-
-const defaultQueries = [
-  'Two strangers have to share a bed at the inn.',
-  'Why is the colour white so frightening?',
-  'a thunderstorm at sea, with lightning in the masts',
-  'What does the cook say to the sharks?',
-];
 
 /** Paragraphs that tfjs gets; it is too slow for the whole book. */
 const sampleSize = 32;
@@ -54,7 +48,7 @@ async function main(): Promise<void> {
   const embeddings = await embedWithProgress(weights, passages, threads, times);
   const total = performance.now() - start;
 
-  const queries = options.query ?? defaultQueries;
+  const queries = options.query ?? questions;
   await answer(queries, options.top, { weights, tokenizer, passages, embeddings, threads });
 
   printTimes(passages, paragraphs.length, total, times);

@@ -29,6 +29,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<nystrom>(exports, "nystrom");
+  define<rotary>(exports, "rotary");
   define<full>(exports, "full");
   define<cached>(exports, "cached");
   define<linformer>(exports, "linformer");

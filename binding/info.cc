@@ -14,7 +14,8 @@ Napi::Value information(const Napi::CallbackInfo& info) {
   bool first = true;
   for (Index i = 0; i < kKernelSetCount; ++i) {
     const KernelSet& set = *kKernelSets[i];
-    for (const char* op : {"convert", "full", "linear", "linformer", "lowrank", "matmul", "merge", "nystrom"}) {
+    for (const char* op :
+         {"convert", "full", "linear", "linformer", "lowrank", "matmul", "merge", "nystrom", "rotary"}) {
       json << (first ? "" : ",") << "{\"op\":\"" << op << "\",\"device\":\"" << set.device << "\",\"isa\":\"" << set.isa
            << "\",\"supported\":" << (set.available() ? "true" : "false") << '}';
       first = false;

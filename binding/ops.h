@@ -18,6 +18,7 @@ Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
 Napi::Value nystrom(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);
+Napi::Value rotary(const Napi::CallbackInfo& info);
 
 // The class of cache handles.
 Napi::Function kvCacheClass(Napi::Env env);

@@ -14,10 +14,13 @@ struct LinalgProblem;
 struct LinearProblem;
 struct LinformerProblem;
 struct LowRankProblem;
+struct LrkvProblem;
+struct LrkvStoreProblem;
 struct MatmulProblem;
 struct MergeProblem;
 struct NystromProblem;
 struct ReadProblem;
+struct RotaryProblem;
 
 template <class Problem>
 struct Kernel {
@@ -38,10 +41,12 @@ struct KernelSet {
   Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
   Kernel<LowRankProblem> lowrank;
+  Kernel<LrkvStoreProblem> lrkvStore;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;
   Kernel<NystromProblem> nystrom;
   Kernel<ReadProblem> read;
+  Kernel<RotaryProblem> rotary;
 };
 
 // Sets that were built, fastest first.

@@ -26,6 +26,13 @@ void runLinformer(const LinformerProblem& problem, const Execution& execution);
 std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index threads);
 void runLowRank(const LowRankProblem& problem, const Execution& execution);
 
+std::size_t lrkvStoreWorkspaceBytes(const LrkvStoreProblem& problem, Index threads);
+void runLrkvStore(const LrkvStoreProblem& problem, const Execution& execution);
+// Rows [begin, end) of a problem on one thread, in scratch of lrkvStoreBytes. Nothing but the places of these rows is
+// touched, so ranges may be stored at the same time.
+Index lrkvStoreBytes(const LrkvStoreProblem& problem);
+void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, std::byte* scratch);
+
 std::size_t matmulWorkspaceBytes(const MatmulProblem& problem, Index threads);
 void runMatmul(const MatmulProblem& problem, const Execution& execution);
 
@@ -38,6 +45,9 @@ void runNystrom(const NystromProblem& problem, const Execution& execution);
 std::size_t readWorkspaceBytes(const ReadProblem& problem, Index threads);
 void runRead(const ReadProblem& problem, const Execution& execution);
 
+std::size_t rotaryWorkspaceBytes(const RotaryProblem& problem, Index threads);
+void runRotary(const RotaryProblem& problem, const Execution& execution);
+
 constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
   return {"cpu",
           isa,
@@ -48,10 +58,12 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
           {lowRankWorkspaceBytes, runLowRank},
+          {lrkvStoreWorkspaceBytes, runLrkvStore},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},
           {nystromWorkspaceBytes, runNystrom},
-          {readWorkspaceBytes, runRead}};
+          {readWorkspaceBytes, runRead},
+          {rotaryWorkspaceBytes, runRotary}};
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE

@@ -35,7 +35,7 @@ LA_INLINE void outerProduct(D d, const float* HWY_RESTRICT rows, Index rowStride
   for (Index k = 0; k < depth; ++k) {
     Vec<D> columns[kVecs];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) columns[v] = hn::Load(d, panel + v * kLanes<D>);
+    for (int v = 0; v < kVecs; ++v) columns[v] = hn::LoadU(d, panel + v * kLanes<D>);
 #pragma GCC unroll 16
     for (int r = 0; r < kRows; ++r) {
       const auto scalar = hn::Set(d, rows[r * rowStride]);

@@ -43,6 +43,16 @@ export {
   relu,
   taylor,
 } from './features';
+export type { Gauge } from './fit/als';
+export { fitLrkv, fitLrkvSync, type LrkvFit } from './fit/fit';
+export type { FitOptions, FitProgress, GaugeOption } from './fit/options';
+export type {
+  LrkvHeadReport,
+  LrkvLayerReport,
+  LrkvRatios,
+  LrkvReport,
+  LrkvSideReport,
+} from './fit/report';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
@@ -81,6 +91,8 @@ export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
+export { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from './rope';
+export { type RotaryOptions, rotary, rotarySync } from './rotary';
 export {
   type BoolTensor,
   type DataType,
@@ -93,3 +105,4 @@ export {
   tensor,
   zeros,
 } from './tensor';
+export type { AttentionWeights, LrkvWeights } from './weights';

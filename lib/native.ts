@@ -47,6 +47,7 @@ export interface Addon {
   readonly linear: NativeOp;
   readonly merge: NativeOp;
   readonly nystrom: NativeOp;
+  readonly rotary: NativeOp;
   readonly cached: NativeOp;
   readonly linformer: NativeOp;
   readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;

@@ -123,7 +123,11 @@ export function checkAttentionWeights(
   const valueDim = value.columns / kvHeads;
   if (!Number.isInteger(headDim)) refuse('query', `a multiple of ${heads} columns, one part a head`, query.tensor);
   if (key.rows !== modelDim || key.columns !== kvHeads * headDim)
-    refuse('key', `dims [${modelDim}, ${kvHeads * headDim}], as \`query\` and the numbers of heads have it`, key.tensor);
+    refuse(
+      'key',
+      `dims [${modelDim}, ${kvHeads * headDim}], as \`query\` and the numbers of heads have it`,
+      key.tensor,
+    );
   if (value.rows !== modelDim || !Number.isInteger(valueDim))
     refuse('value', `${modelDim} rows and a multiple of ${kvHeads} columns`, value.tensor);
   if (output.rows !== heads * valueDim) refuse('output', `${heads * valueDim} rows, heads·valueDim`, output.tensor);

@@ -34,6 +34,9 @@ import {
   pcaSync,
   principalAngles,
   principalAnglesSync,
+  ropeFrequencies,
+  rotary,
+  rotarySync,
   spectrum,
   spectrumSync,
 } from '../lib';
@@ -198,6 +201,9 @@ export const calls: readonly Entry[] = [
   ),
   ...pair('linearAttention', [linearAttention, linearAttentionSync], three, (of, t, options) =>
     of(t.q, t.k, t.v, beside({ featureMap: elu() }, options)),
+  ),
+  ...pair('rotary', [rotary, rotarySync], { tensors: { x: q }, rank: 4, outDims: q.dims }, (of, t, options) =>
+    of(t.x, beside({ rope: { frequencies: ropeFrequencies(8) } }, options)),
   ),
   ...pair(
     'LinearState.attend',

@@ -35,6 +35,9 @@ import {
   pcaSync,
   principalAngles,
   principalAnglesSync,
+  ropeFrequencies,
+  rotary,
+  rotarySync,
   type Spectrum,
   spectrum,
   spectrumSync,
@@ -134,6 +137,16 @@ function mergeCall(type: DataType): MixedCall {
     `merge in ${type}`,
     (options) => mergeAttentionSync(parts, options),
     (options) => mergeAttention(parts, options),
+  );
+}
+
+function rotaryCall(type: DataType): MixedCall {
+  const x = normal([3, 4, 150, 64], 31, type);
+  const meaning = { rope: { frequencies: ropeFrequencies(64) }, norm: {}, positions: [5, 0, 1e6] };
+  return pair(
+    `rotary in ${type}`,
+    (options) => rotarySync(x, { ...meaning, ...options }),
+    (options) => rotary(x, { ...meaning, ...options }),
   );
 }
 
@@ -283,6 +296,7 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     matmulCall(3, 200, 5, type),
     mergeCall(type),
     nystromCall(type),
+    rotaryCall(type),
     ...cacheCalls(type),
     ...linformerCalls(type),
     ...linearCalls(type),

@@ -31,6 +31,11 @@ export function cast(source: Tensor, type: DataType): Tensor {
   });
 }
 
+/** A tensor's numbers in float32: its own memory if that is its type. */
+export function float32Of(source: Tensor): Float32Array {
+  return (source.type === 'float32' ? source : cast(source, 'float32')).data as Float32Array;
+}
+
 const randomNormalOptions: ReadonlySet<string> = new Set(['seed', 'type']);
 
 /**

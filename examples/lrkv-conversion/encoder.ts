@@ -24,20 +24,16 @@ export function attentionWeights({ heads, query, key, value, output }: Layer): A
 }
 
 /** The encoder with keys and values as the converted layers have them, multiplied out. */
-export async function withConverted(weights: EncoderWeights, layers: readonly LrkvWeights[]): Promise<EncoderWeights> {
+export function withConverted(weights: EncoderWeights, converted: readonly LrkvWeights[]): EncoderWeights {
   const linear = (kernel: Tensor, bias: Tensor | undefined): Linear => ({
     kernel: kernel as Matrix,
     bias: (bias as Tensor).data as Float32Array,
   });
-  return {
-    ...weights,
-    layers: await Promise.all(
-      weights.layers.map(async (layer, index) => {
-        const { key, keyBias, value, valueBias } = await multipliedOut(layers[index]);
-        return { ...layer, key: linear(key, keyBias), value: linear(value, valueBias) };
-      }),
-    ),
-  };
+  const layers = weights.layers.map((layer, index) => {
+    const { key, keyBias, value, valueBias } = multipliedOut(converted[index]);
+    return { ...layer, key: linear(key, keyBias), value: linear(value, valueBias) };
+  });
+  return { ...weights, layers };
 }
 
 /** What enters the attention of a layer for one padded batch. */

@@ -1,4 +1,4 @@
-import { matmul, type Tensor, tensor } from '../../lib';
+import { matmulSync, type Tensor, tensor } from '../../lib';
 import type { AttentionWeights, LrkvWeights } from '../../lib/weights';
 
 /**
@@ -6,9 +6,9 @@ import type { AttentionWeights, LrkvWeights } from '../../lib/weights';
  * quality of a conversion can be measured in any program that runs the model, for keys are the same before they are rotated
  * as LRKV's are with `ropeMode: 'exact'`.
  */
-export async function multipliedOut(weights: LrkvWeights): Promise<AttentionWeights> {
+export function multipliedOut(weights: LrkvWeights): AttentionWeights {
   const { query, output, queryBias, outputBias, heads, kvHeads = heads, rope, qkNorm, scale } = weights;
-  const key = await side(kvHeads, {
+  const key = side(kvHeads, {
     base: weights.keyBase,
     down: weights.keyDown,
     up: weights.keyUp,
@@ -17,7 +17,7 @@ export async function multipliedOut(weights: LrkvWeights): Promise<AttentionWeig
     baseBias: weights.keyBaseBias,
     downBias: weights.keyDownBias,
   });
-  const value = await side(kvHeads, {
+  const value = side(kvHeads, {
     base: weights.valueBase,
     down: weights.valueDown,
     up: weights.valueUp,
@@ -48,7 +48,7 @@ interface Side {
 }
 
 /** [W_s U_1 … U_H]·right, and the same of the biases. */
-async function side(kvHeads: number, of: Side): Promise<{ kernel: Tensor; bias: Tensor }> {
+function side(kvHeads: number, of: Side): { kernel: Tensor; bias: Tensor } {
   const [inputs, baseDim] = of.base.dims;
   const inner = baseDim + of.down.dims[1];
   const left = new Float32Array((inputs + 1) * inner);
@@ -61,7 +61,7 @@ async function side(kvHeads: number, of: Side): Promise<{ kernel: Tensor; bias: 
   put(of.down, 0, baseDim, inputs, inner - baseDim);
   put(of.baseBias, inputs, 0, 1, baseDim);
   put(of.downBias, inputs, baseDim, 1, inner - baseDim);
-  const { data, dims } = await matmul(tensor(left, [inputs + 1, inner]), rightOf(kvHeads, of));
+  const { data, dims } = matmulSync(tensor(left, [inputs + 1, inner]), rightOf(kvHeads, of));
   const all = data as Float32Array;
   const columns = dims[1];
   return {

@@ -42,8 +42,8 @@ export function splitBook(
   );
   // A passage that is one sentence would be asked for by itself.
   const candidates = others.flatMap(({ text }, own) => {
-    const [first, ...rest] = sentencesOf(text);
-    return rest.length === 0 ? [] : [{ ids: tokenizer.encode(first.trim()), own }];
+    const parts = sentencesOf(text);
+    return parts.length === 1 ? [] : parts.map((part) => ({ ids: tokenizer.encode(part.trim()), own }));
   });
   const step = Math.max(1, Math.floor(candidates.length / sentences));
   const chosen = candidates.filter((_, index) => index % step === 0).slice(0, sentences);

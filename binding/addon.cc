@@ -26,6 +26,8 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<linalg>(exports, "linalg");
   define<linear>(exports, "linear");
   define<lowrank>(exports, "lowrank");
+  define<lrkv>(exports, "lrkv");
+  define<lrkvCached>(exports, "lrkvCached");
   define<matmul>(exports, "matmul");
   define<merge>(exports, "merge");
   define<nystrom>(exports, "nystrom");
@@ -34,6 +36,7 @@ Napi::Object initialise(Napi::Env env, Napi::Object exports) {
   define<cached>(exports, "cached");
   define<linformer>(exports, "linformer");
   exports.Set("KvCache", kvCacheClass(env));
+  exports.Set("LrkvCache", lrkvCacheClass(env));
   return exports;
 }
 

@@ -73,16 +73,71 @@ inline const void* readMask(Operands& operands, const Array& array, const FullPr
   return static_cast<const std::byte*>(array.data) + static_cast<std::size_t>(first) * width;
 }
 
-// Operations of the call: 2 per key and element of query and value, over the keys that rows may see.
-inline double operationsOf(const FullProblem& problem) {
+// What a call on tensors has beside them, counted from where these operands begin; each may be null.
+struct TensorScoreOperands {
+  enum : std::size_t {
+    kLse,  // float32 [batch, heads, queries]
+    kMask,
+    kSinks,         // float32 [heads]
+    kQueryLengths,  // int32 [batch]
+    kKeyLengths,    // int32 [batch]
+    kCount
+  };
+};
+
+// ScoreNumbers and after them what a mask has beside.
+struct TensorScoreNumbers {
+  static constexpr std::size_t kMaskBatchStride = ScoreNumbers::kCount;
+  static constexpr std::size_t kCount = kMaskBatchStride + 1;
+};
+
+// Reads all that is not a tensor into the problem and its sequences, one a batch item. These have their rows already,
+// and the extents of the tensors, which are the most their lengths may be.
+inline void readSequences(Operands& operands, std::size_t firstOperand, std::size_t firstNumber, FullProblem& problem,
+                          std::vector<FullSequence>& sequences) {
+  const Index batch = static_cast<Index>(sequences.size());
+  readScores(operands, firstNumber, problem);
+  const Index queries = sequences.empty() ? 0 : sequences[0].queryRows;
+  float* lse = operands.optional<float>(firstOperand + TensorScoreOperands::kLse, "lse", napi_float32_array,
+                                        batch * problem.heads * queries);
+  problem.sinks =
+      operands.optional<float>(firstOperand + TensorScoreOperands::kSinks, "sinks", napi_float32_array, problem.heads);
+  const auto lengths = [&](std::size_t index, const char* name) {
+    return operands.optional<std::int32_t>(firstOperand + index, name, napi_int32_array, batch);
+  };
+  const auto* queryLengths = lengths(TensorScoreOperands::kQueryLengths, "queryLengths");
+  const auto* keyLengths = lengths(TensorScoreOperands::kKeyLengths, "keyLengths");
+  const Array mask = operands.array(firstOperand + TensorScoreOperands::kMask);
+  const Index maskBatchStride = operands.extent(firstNumber + TensorScoreNumbers::kMaskBatchStride, "mask");
+  for (Index b = 0; b < batch && operands.ok(); ++b) {
+    FullSequence& sequence = sequences[static_cast<std::size_t>(b)];
+    const Index keys = sequence.keys;
+    if (queryLengths != nullptr) sequence.queries = queryLengths[b];
+    if (keyLengths != nullptr) sequence.keys = keyLengths[b];
+    if (sequence.queries < 0 || sequence.queries > queries) operands.fail("queryLengths", "out of range");
+    if (sequence.keys < 0 || sequence.keys > keys) operands.fail("keyLengths", "out of range");
+    sequence.offset = readOffset(operands, firstNumber + ScoreNumbers::kOffset, sequence);
+    if (lse != nullptr) sequence.lse = lse + b * problem.heads * queries;
+    sequence.mask = readMask(operands, mask, problem, b, maskBatchStride, sequence);
+  }
+  problem.sequences = sequences.data();
+  problem.sequenceCount = batch;
+}
+
+// Operations of the call: 2 per key and element that a query meets in all heads, over the keys that rows may see.
+inline double operationsOf(const FullProblem& problem, double elements) {
   double operations = 0;
   for (Index s = 0; s < problem.sequenceCount; ++s) {
     const FullSequence& sequence = problem.sequences[s];
     const double seen = static_cast<double>(minimum(sequence.keys, problem.left + 1 + problem.right));
-    operations +=
-        2.0 * static_cast<double>(sequence.queries) * seen * static_cast<double>(problem.headDim + problem.valueDim);
+    operations += 2.0 * static_cast<double>(sequence.queries) * seen * elements;
   }
-  return operations * static_cast<double>(problem.heads);
+  return operations;
+}
+
+inline double operationsOf(const FullProblem& problem) {
+  return operationsOf(problem,
+                      static_cast<double>(problem.headDim + problem.valueDim) * static_cast<double>(problem.heads));
 }
 
 }  // namespace lowrank_attention

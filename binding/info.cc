@@ -15,7 +15,7 @@ Napi::Value information(const Napi::CallbackInfo& info) {
   for (Index i = 0; i < kKernelSetCount; ++i) {
     const KernelSet& set = *kKernelSets[i];
     for (const char* op :
-         {"convert", "full", "linear", "linformer", "lowrank", "matmul", "merge", "nystrom", "rotary"}) {
+         {"convert", "full", "linear", "linformer", "lowrank", "lrkv", "matmul", "merge", "nystrom", "rotary"}) {
       json << (first ? "" : ",") << "{\"op\":\"" << op << "\",\"device\":\"" << set.device << "\",\"isa\":\"" << set.isa
            << "\",\"supported\":" << (set.available() ? "true" : "false") << '}';
       first = false;

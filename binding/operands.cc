@@ -15,7 +15,7 @@ Operands::Operands(const Napi::CallbackInfo& info, std::size_t operands, std::si
   };
   if (!is(CallArguments::kThreads, napi_number)) fail("threads", "not a number");
   if (!is(CallArguments::kIsa, napi_string)) fail("isa", "not a string");
-  const Array array = arrayOf(info[CallArguments::kNumbers]);
+  const Array array = arrayOf(env_, info[CallArguments::kNumbers]);
   if (!array.present || array.type != napi_float64_array || array.bytes / sizeof(double) < numbers) {
     fail("numbers", "wrong count");
     return;
@@ -46,12 +46,12 @@ napi_value Operands::value(std::size_t index, std::size_t item) const {
   return operands_[index].entries[item];
 }
 
-Array Operands::arrayOf(napi_value value) const {
+Array Operands::arrayOf(napi_env env, napi_value value) {
   Array array;
   bool typed = false;
-  if (value == nullptr || napi_is_typedarray(env_, value, &typed) != napi_ok || !typed) return array;
+  if (value == nullptr || napi_is_typedarray(env, value, &typed) != napi_ok || !typed) return array;
   std::size_t length = 0;
-  if (napi_get_typedarray_info(env_, value, &array.type, &length, &array.data, nullptr, nullptr) != napi_ok)
+  if (napi_get_typedarray_info(env, value, &array.type, &length, &array.data, nullptr, nullptr) != napi_ok)
     return array;
   std::size_t width = 0;
   switch (array.type) {

@@ -27,6 +27,9 @@ struct Array {
 // Extents are at most this, so that products of three stay far from overflow in 128 bits and lengths fit a double.
 constexpr double kMaxExtent = 9007199254740992.0;  // 2^53
 
+// Elements of all heads that a cache may keep of one position: what memory bounds otherwise is not there yet.
+constexpr double kMaxRow = 2147483647;
+
 class Operands {
  public:
   // Expects at least so many operands and numbers.
@@ -34,9 +37,11 @@ class Operands {
 
   bool ok() const { return status_.ok(); }
   const Status& status() const { return status_; }
-  void fail(const char* argument, const char* detail) {
-    if (ok()) status_ = {Code::kArgument, argument, detail};
+  // The first failure counts.
+  void fail(const Status& status) {
+    if (ok()) status_ = status;
   }
+  void fail(const char* argument, const char* detail) { fail({Code::kArgument, argument, detail}); }
 
   double number(std::size_t index) const { return numbers_[index]; }
   std::size_t numberCount() const { return numberCount_; }
@@ -48,10 +53,13 @@ class Operands {
   DataType dataType(std::size_t index, const char* name);
 
   // Entry of an operand that is a list; the operand itself is read by `array`. Absent is null.
-  Array entry(std::size_t index, std::size_t item) const { return arrayOf(value(index, item)); }
+  Array entry(std::size_t index, std::size_t item) const { return arrayOf(env_, value(index, item)); }
   napi_value value(std::size_t index, std::size_t item) const;
-  Array array(std::size_t index) const { return arrayOf(index < operands_.size() ? operands_[index].value : nullptr); }
-  Array arrayOf(napi_value value) const;
+  Array array(std::size_t index) const {
+    return arrayOf(env_, index < operands_.size() ? operands_[index].value : nullptr);
+  }
+  // Absent where the value is no typed array that an operand may be. Runs nothing of the caller's, and does not throw.
+  static Array arrayOf(napi_env env, napi_value value);
 
   // The memory of an operand that must hold at least the product of the factors in elements of the given kind.
   void* tensor(const Array& array, const char* name, DataType type, std::initializer_list<Index> factors);

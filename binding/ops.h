@@ -14,14 +14,17 @@ Napi::Value information(const Napi::CallbackInfo& info);
 Napi::Value linalg(const Napi::CallbackInfo& info);
 Napi::Value linear(const Napi::CallbackInfo& info);
 Napi::Value lowrank(const Napi::CallbackInfo& info);
+Napi::Value lrkv(const Napi::CallbackInfo& info);
+Napi::Value lrkvCached(const Napi::CallbackInfo& info);
 Napi::Value matmul(const Napi::CallbackInfo& info);
 Napi::Value merge(const Napi::CallbackInfo& info);
 Napi::Value nystrom(const Napi::CallbackInfo& info);
 Napi::Value read(const Napi::CallbackInfo& info);
 Napi::Value rotary(const Napi::CallbackInfo& info);
 
-// The class of cache handles.
+// The classes of cache handles.
 Napi::Function kvCacheClass(Napi::Env env);
+Napi::Function lrkvCacheClass(Napi::Env env);
 
 }  // namespace lowrank_attention
 

@@ -68,6 +68,7 @@ class State {
   Napi::Value submit(Napi::Env env, std::unique_ptr<Task> task);
 
   Napi::FunctionReference kvCache;
+  Napi::FunctionReference lrkvCache;
 
  private:
   static void settle(Napi::Env env, Napi::Function, std::nullptr_t*, Job* job);

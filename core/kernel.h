@@ -41,6 +41,7 @@ struct KernelSet {
   Kernel<LinearProblem> linear;
   Kernel<LinformerProblem> linformer;
   Kernel<LowRankProblem> lowrank;
+  Kernel<LrkvProblem> lrkv;
   Kernel<LrkvStoreProblem> lrkvStore;
   Kernel<MatmulProblem> matmul;
   Kernel<MergeProblem> merge;

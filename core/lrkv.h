@@ -1,8 +1,8 @@
 // LRKV: the keys of all heads share one base, and each head adds a residual of low rank; values alike, with a base and
 // factors of their own (O'Neill et al. 2026, arXiv 2601.11471, section 3):
 //   key of head h = base·A_h + latent_h·B_hᵀ
-// A_h, the gauge, is the identity in the paper; a free one is what makes trained heads alike (docs/lrkv.md). A step reads
-// the base once for all heads:
+// A_h, the gauge, is the identity in the paper; a free one is what makes trained heads alike (docs/lrkv.md). A step
+// reads the base once for all heads:
 //   score = (q·A_hᵀ)·base + (q·B_h)·latent_h          output = (Σ p·base)·A_h + (Σ p·latent_h)·B_hᵀ
 //
 // Three things: the model (what is the same for all tokens), rows as they come from the projections, and rows as they
@@ -39,10 +39,10 @@ struct LrkvModel {
   LrkvFactors key;
   LrkvFactors value;
   LrkvRope rope = LrkvRope::kOff;
-  Pairing pairing = Pairing::kHalf;         // of heads and, within each head's, of latents
-  const double* frequencies = nullptr;      // [key.dim / 2]; none for kOff
+  Pairing pairing = Pairing::kHalf;           // of heads and, within each head's, of latents
+  const double* frequencies = nullptr;        // [key.dim / 2]; none for kOff
   const double* latentFrequencies = nullptr;  // [Σ key ranks / 2], of kLatent and kPaper: ranks are even then
-  Index firstPosition = 0;                  // rotary position of key 0
+  Index firstPosition = 0;                    // rotary position of key 0
   // Of the keys; queries come normalised, without the gain, which the kernel puts where it belongs: on the queries, or
   // with kBeforeRotation and rotary embedding on the base that is stored (no gauge then) and on B.
   // kAfterRotation goes with kExact and kPaper, kBeforeRotation with kExact, kLatent and kBase; without rotary
@@ -81,7 +81,9 @@ struct LrkvLayout {
   // Elements of a page before each part.
   LA_METHOD Index keyLatents(Index head) const { return kPageRows * (keyBaseDim + keyStarts[head]); }
   LA_METHOD Index valueBase() const { return keyLatents(kvHeads); }
-  LA_METHOD Index valueLatents(Index head) const { return valueBase() + kPageRows * (valueBaseDim + valueStarts[head]); }
+  LA_METHOD Index valueLatents(Index head) const {
+    return valueBase() + kPageRows * (valueBaseDim + valueStarts[head]);
+  }
   // Elements of a row of all heads, and bytes of a page before its scales and in all.
   LA_METHOD Index rowElements() const { return keyBaseDim + keyStarts[kvHeads] + valueBaseDim + valueStarts[kvHeads]; }
   LA_METHOD Index scalesAt() const { return kPageRows * rowElements() * elementBytes(type); }
@@ -93,9 +95,7 @@ LA_INLINE Index storedKeyWidth(const LrkvModel& model, Index head) {
   return paddedRank(model.rope == LrkvRope::kExact ? model.key.dim : model.key.ranks[head]);
 }
 LA_INLINE Index storedValueWidth(const LrkvModel& model, Index head) { return paddedRank(model.value.ranks[head]); }
-LA_INLINE Index storedKeyBase(const LrkvModel& model) {
-  return model.rope == LrkvRope::kExact ? 0 : model.key.baseDim;
-}
+LA_INLINE Index storedKeyBase(const LrkvModel& model) { return model.rope == LrkvRope::kExact ? 0 : model.key.baseDim; }
 LA_INLINE bool storesScales(const LrkvModel& model) { return model.norm.on && model.rope != LrkvRope::kExact; }
 
 // Rows of one sequence as the projections give them: dense matrices [count][columns].
@@ -123,8 +123,8 @@ struct LrkvProblem {
   // Heads and sequences as exact attention has them; queries come without rotation. `key.pages` of a sequence are its
   // pages, its other key and value fields are unused. headDim and valueDim are those of the model.
   FullProblem full;
-  // Rows to be stored first, where there is no cache: one entry a sequence, or null. Pages then lie in the workspace, and
-  // the kernel puts their addresses into `pages`, one sequence's after the other's: the entries' `pages` and the
+  // Rows to be stored first, where there is no cache: one entry a sequence, or null. Pages then lie in the workspace,
+  // and the kernel puts their addresses into `pages`, one sequence's after the other's: the entries' `pages` and the
   // sequences' key.pages point there already.
   const LrkvStoreProblem* stores = nullptr;
   std::byte** pages = nullptr;

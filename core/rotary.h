@@ -34,9 +34,9 @@ struct RotaryProblem {
   Index batch = 0;
   Index heads = 0;
   Index rows = 0;
-  Index dim = 0;  // even where rows are rotated
-  BatchRows input;   // heads × rows × dim
-  BatchRows output;  // the same; may be the input itself
+  Index dim = 0;                        // even where rows are rotated
+  BatchRows input;                      // heads × rows × dim
+  BatchRows output;                     // the same; may be the input itself
   const double* frequencies = nullptr;  // [dim / 2] radians a position; null: no rotation
   Pairing pairing = Pairing::kHalf;
   const double* firstPositions = nullptr;  // [batch] position of row 0, whole numbers; the rows follow one by one

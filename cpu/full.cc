@@ -212,18 +212,6 @@ LA_INLINE void mergeBlock(const Unit& unit, float* states) {
   for (Index p = 0; p < count; ++p) storeRows<Shape>(unit.problem, unit.sequence, into[p]);
 }
 
-// Rows past a sequence's query length: zeros, and lse = −∞.
-LA_INLINE void clearPadding(const FullProblem& problem, const FullSequence& sequence) {
-  for (Index head = 0; head < problem.heads; ++head) {
-    for (Index row = sequence.queries; row < sequence.queryRows; ++row) {
-      const Index first = head * sequence.output.headStride + row * sequence.output.rowStride;
-      __builtin_memset(elementAt(sequence.output.data, problem.outputType, first), 0,
-                       static_cast<std::size_t>(problem.valueDim * elementBytes(problem.outputType)));
-      if (sequence.lse != nullptr) sequence.lse[head * sequence.queryRows + row] = -kInfinity;
-    }
-  }
-}
-
 std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads) {
   return layOut(problem, threads, nullptr).bytes;
 }

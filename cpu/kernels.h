@@ -26,6 +26,9 @@ void runLinformer(const LinformerProblem& problem, const Execution& execution);
 std::size_t lowRankWorkspaceBytes(const LowRankProblem& problem, Index threads);
 void runLowRank(const LowRankProblem& problem, const Execution& execution);
 
+std::size_t lrkvWorkspaceBytes(const LrkvProblem& problem, Index threads);
+void runLrkv(const LrkvProblem& problem, const Execution& execution);
+
 std::size_t lrkvStoreWorkspaceBytes(const LrkvStoreProblem& problem, Index threads);
 void runLrkvStore(const LrkvStoreProblem& problem, const Execution& execution);
 // Rows [begin, end) of a problem on one thread, in scratch of lrkvStoreBytes. Nothing but the places of these rows is
@@ -58,6 +61,7 @@ constexpr KernelSet kernelSet(const char* isa, bool (*available)()) {
           {linearWorkspaceBytes, runLinear},
           {linformerWorkspaceBytes, runLinformer},
           {lowRankWorkspaceBytes, runLowRank},
+          {lrkvWorkspaceBytes, runLrkv},
           {lrkvStoreWorkspaceBytes, runLrkvStore},
           {matmulWorkspaceBytes, runMatmul},
           {mergeWorkspaceBytes, runMerge},

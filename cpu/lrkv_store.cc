@@ -8,14 +8,11 @@
 #include "core/lrkv.h"
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
-#include "cpu/microkernel.h"
+#include "cpu/lrkv_rows.h"
 #include "cpu/rotary.h"
 #include "cpu/transpose.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
-
-// Columns of a product that are computed together.
-constexpr Index kStripWidth = 2 * kLanes<Full>;
 
 LA_INLINE bool storesWholeKeys(const LrkvModel& model) { return model.rope == LrkvRope::kExact; }
 LA_INLINE bool multipliesKeys(const LrkvStoreProblem& problem) {
@@ -24,21 +21,6 @@ LA_INLINE bool multipliesKeys(const LrkvStoreProblem& problem) {
 LA_INLINE bool rotatesLatents(const LrkvModel& model) {
   return model.rope == LrkvRope::kLatent || model.rope == LrkvRope::kPaper;
 }
-
-LA_INLINE Index largestRank(const LrkvFactors& factors, Index heads) {
-  Index most = 0;
-  for (Index head = 0; head < heads; ++head) most = maximum(most, factors.ranks[head]);
-  return most;
-}
-LA_INLINE Index allRanks(const LrkvFactors& factors, Index heads) {
-  Index sum = 0;
-  for (Index head = 0; head < heads; ++head) sum += factors.ranks[head];
-  return sum;
-}
-
-// Floats between rows of whole keys: whole strips, which hold a multiple of kRankStep.
-LA_INLINE Index wholeStride(Index dim) { return roundUp(dim, kStripWidth); }
-static_assert(kStripWidth % kRankStep == 0);
 
 // Scratch of one worker, for blocks of R rows.
 struct StoreScratch {
@@ -66,7 +48,7 @@ LA_INLINE StoreScratch placeStore(const LrkvStoreProblem& problem, Arena& arena)
   scratch.latent = arena.take<float>(rows * rank);
   if (multipliesKeys(problem)) {
     scratch.whole = arena.take<float>(rows * wholeStride(dim));
-    scratch.strip = arena.take<float>(maximum(model.key.baseDim, rank) * kStripWidth);
+    scratch.strip = arena.take<float>(stripFloats(model.key, model.kvHeads));
   }
   scratch.cosines = arena.take<float>(rows * pairs);
   scratch.sines = arena.take<float>(rows * pairs);
@@ -114,53 +96,11 @@ LA_INLINE void loadBlock(const StoreBlock& block, const void* matrix, Index colu
   }
 }
 
-// out[r] = or, where `adds`, += rows[r]·matrix, of `depth` rows and `columns` columns; the last strip of `out` is zero
-// past the columns, if it is not added to.
-static void multiplyBlock(const float* rows, Index count, const float* matrix, Index depth, Index columns, bool adds,
-                          float* out, float* strip) {
-  const Full d;
-  constexpr Index n = kLanes<Full>;
-  const Index stride = wholeStride(columns);
-  for (Index c = 0; c < columns; c += kStripWidth) {
-    const Index present = minimum(kStripWidth, columns - c);
-    // A strip that one group of rows reads is read where it lies.
-    const bool packed = present < kStripWidth || count > kMaxRows<2>;
-    for (Index k = 0; packed && k < depth; ++k) {
-      float* target = strip + k * kStripWidth;
-      __builtin_memcpy(target, matrix + k * columns + c, static_cast<std::size_t>(4 * present));
-      for (Index lane = present; lane < kStripWidth; ++lane) target[lane] = 0;
-    }
-    forRowGroups<kMaxRows<2>>(count, [&](Index first, auto size) {
-      float* target = out + first * stride + c;
-      outerProduct<decltype(size)::value, 2>(
-          d, rows + first * depth, depth, 1, packed ? strip : matrix + c, packed ? kStripWidth : columns, depth,
-          [&](int r, int v) { return adds ? hn::LoadU(d, target + r * stride + v * n) : hn::Zero(d); },
-          [&](int r, int v, Vec<Full> sum) { hn::StoreU(sum, d, target + r * stride + v * n); });
-    });
-  }
-}
-
 // whole[r] = base·A_h + latent_h·B_hᵀ, zero from `dim` on.
 LA_INLINE void multiplyKeys(const StoreBlock& block, Index head, Index firstRank, const StoreScratch& scratch) {
-  const LrkvModel& model = block.problem.model;
-  const LrkvFactors& key = model.key;
-  const Index stride = wholeStride(key.dim);
-  const Index rank = key.ranks[head];
-  if (key.gauge != nullptr && key.baseDim > 0) {
-    multiplyBlock(scratch.base, block.count, key.gauge + head * key.baseDim * key.dim, key.baseDim, key.dim, false,
-                  scratch.whole, scratch.strip);
-  } else {
-    // A_h is the identity, or there is no base.
-    for (Index r = 0; r < block.count; ++r) {
-      float* row = scratch.whole + r * stride;
-      __builtin_memcpy(row, scratch.base + r * key.baseDim, static_cast<std::size_t>(4 * key.baseDim));
-      for (Index c = key.baseDim; c < stride; ++c) row[c] = 0;
-    }
-  }
-  if (rank > 0) {
-    multiplyBlock(scratch.latent, block.count, key.up + firstRank * key.dim, rank, key.dim, true, scratch.whole,
-                  scratch.strip);
-  }
+  const LrkvFactors& key = block.problem.model.key;
+  wholeFromBase(key, head, scratch.base, block.count, scratch.whole, scratch.strip);
+  addLatents(key, head, firstRank, {scratch.latent, key.ranks[head]}, block.count, scratch.whole, scratch.strip);
 }
 
 LA_INLINE RotaryTable tableOf(const StoreBlock& block, Index r, const StoreScratch& scratch) {
@@ -168,37 +108,55 @@ LA_INLINE RotaryTable tableOf(const StoreBlock& block, Index r, const StoreScrat
   return {scratch.cosines + r * pairs, scratch.sines + r * pairs};
 }
 
-// Stores rows of `rank` elements, transposed, as the key latents of a head; zero from `rank` to `width`.
-static void storeTransposed(const StoreBlock& block, Index latents, const float* rows, Index stride, Index rank,
-                            Index width, const StoreScratch& scratch) {
+// Rows of one head that become its key latents: element c of row r at rows[r·stride + c], zero from `rank` to `width`.
+struct LatentRows {
+  const float* rows = nullptr;
+  Index stride = 0;
+  Index rank = 0;
+  Index width = 0;
+};
+
+// kLatentRows of them from row `r` on, to a block of latents [width][kLatentRows].
+LA_INLINE void storeLanes(const LatentRows& latents, Index r, DataType type, void* target, float* lanes) {
+  for (Index i = 0; i < kLatentRows; i += kSquare) {
+    const float* rows[kSquare];
+    for (Index j = 0; j < kSquare; ++j) rows[j] = latents.rows + (r + i + j) * latents.stride;
+    rowsToLanes<kSquare>(rows, latents.rank, 1.0f, lanes + i, kLatentRows);
+  }
+  for (Index i = latents.rank * kLatentRows; i < latents.width * kLatentRows; ++i) lanes[i] = 0;
+  convertRow(DataType::kFloat32, lanes, type, target, latents.width * kLatentRows);
+}
+
+// Row `r` alone, to lane `lane` of such a block: what other rows have there stays.
+LA_INLINE void storeLane(const LatentRows& latents, Index r, DataType type, Index lane, void* target,
+                         const StoreScratch& scratch) {
+  __builtin_memcpy(scratch.lanes, latents.rows + r * latents.stride, static_cast<std::size_t>(4 * latents.rank));
+  for (Index c = latents.rank; c < latents.width; ++c) scratch.lanes[c] = 0;
+  convertRow(DataType::kFloat32, scratch.lanes, type, scratch.row, latents.width);
+  const auto scatter = [&](auto* to, const auto* from) {
+    for (Index c = 0; c < latents.width; ++c) to[c * kLatentRows + lane] = from[c];
+  };
+  if (type == DataType::kFloat32) {
+    scatter(static_cast<float*>(target), reinterpret_cast<const float*>(scratch.row));
+  } else {
+    scatter(static_cast<std::uint16_t*>(target), reinterpret_cast<const std::uint16_t*>(scratch.row));
+  }
+}
+
+// `first`: the element of the page at which the head's latents begin.
+static void storeLatents(const StoreBlock& block, Index first, const LatentRows& latents, const StoreScratch& scratch) {
   const DataType type = block.problem.layout.type;
   for (Index r = 0; r < block.count;) {
     const Index place = block.place + r;
     const Index lane = place % kLatentRows;
-    const Index first = latents + place / kLatentRows * width * kLatentRows;
+    void* target = block.target(first + place / kLatentRows * latents.width * kLatentRows);
     if (lane == 0 && r + kLatentRows <= block.count) {
-      for (Index i = 0; i < kLatentRows; i += kSquare) {
-        const float* four[kSquare];
-        for (Index j = 0; j < kSquare; ++j) four[j] = rows + (r + i + j) * stride;
-        rowsToLanes<kSquare>(four, rank, 1.0f, scratch.lanes + i, kLatentRows);
-      }
-      for (Index i = rank * kLatentRows; i < width * kLatentRows; ++i) scratch.lanes[i] = 0;
-      convertRow(DataType::kFloat32, scratch.lanes, type, block.target(first), width * kLatentRows);
+      storeLanes(latents, r, type, target, scratch.lanes);
       r += kLatentRows;
-      continue;
-    }
-    for (Index c = rank; c < width; ++c) scratch.lanes[c] = 0;
-    __builtin_memcpy(scratch.lanes, rows + r * stride, static_cast<std::size_t>(4 * rank));
-    convertRow(DataType::kFloat32, scratch.lanes, type, scratch.row, width);
-    const auto scatter = [&](auto* target, const auto* source) {
-      for (Index c = 0; c < width; ++c) target[c * kLatentRows + lane] = source[c];
-    };
-    if (type == DataType::kFloat32) {
-      scatter(static_cast<float*>(block.target(first)), reinterpret_cast<const float*>(scratch.row));
     } else {
-      scatter(static_cast<std::uint16_t*>(block.target(first)), reinterpret_cast<const std::uint16_t*>(scratch.row));
+      storeLane(latents, r, type, lane, target, scratch);
+      ++r;
     }
-    ++r;
   }
 }
 
@@ -218,7 +176,7 @@ static void storeKeyHead(const StoreBlock& block, Index head, Index firstRank, I
       const RotaryTable table = tableOf(block, r, scratch);
       normalizeAndRotate(model.norm, scratch.whole + r * wholeStride(dim), dim, model.pairing, &table);
     }
-    return storeTransposed(block, latents, scratch.whole, wholeStride(dim), dim, width, scratch);
+    return storeLatents(block, latents, {scratch.whole, wholeStride(dim), dim, width}, scratch);
   }
   if (layout.scaled) {
     float* scales = reinterpret_cast<float*>(block.page + layout.scalesAt()) + head * LrkvLayout::kPageRows;
@@ -231,7 +189,7 @@ static void storeKeyHead(const StoreBlock& block, Index head, Index firstRank, I
               scratch.latentSines);
     rotateRow(scratch.latent + r * rank, rank, model.pairing, {scratch.latentCosines, scratch.latentSines});
   }
-  storeTransposed(block, latents, scratch.latent, rank, rank, width, scratch);
+  storeLatents(block, latents, {scratch.latent, rank, rank, width}, scratch);
 }
 
 // The base as scores read it; changes what `scratch` has of it.
@@ -256,7 +214,7 @@ LA_INLINE void storeKeys(const StoreBlock& block, const StoreScratch& scratch) {
   if (model.rope != LrkvRope::kOff) {
     fillTables(model.frequencies, model.key.dim / 2, block.position(0), block.count, scratch.cosines, scratch.sines);
   }
-  const Index all = allRanks(model.key, model.kvHeads);
+  const Index all = ranksBefore(model.key, model.kvHeads);
   for (Index head = 0, first = 0; head < model.kvHeads; first += model.key.ranks[head++]) {
     storeKeyHead(block, head, first, all, scratch);
   }
@@ -268,7 +226,7 @@ LA_INLINE void storeValues(const StoreBlock& block) {
   const LrkvRows& rows = block.problem.rows;
   const LrkvLayout& layout = block.problem.layout;
   const Index baseDim = model.value.baseDim;
-  const Index all = allRanks(model.value, model.kvHeads);
+  const Index all = ranksBefore(model.value, model.kvHeads);
   for (Index r = 0; r < block.count; ++r) {
     const Index place = block.place + r;
     convertRow(rows.type, block.source(rows.valueBase, baseDim, r, 0), layout.type,

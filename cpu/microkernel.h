@@ -20,12 +20,17 @@ struct Constant {
   static constexpr int value = kValue;
 };
 
-// One tile. `init(r, v)` gives the first value of an accumulator, `finish(r, v, sum)` takes the last.
+struct Nothing {
+  LA_METHOD void operator()() const {}
+};
+
+// One tile. `init(r, v)` gives the first value of an accumulator, `finish(r, v, sum)` takes the last; `meanwhile()` is
+// called at every step of the depth, to ask for memory that is needed later.
 // The element (r, k) of `rows` lies at r·rowStride + k·depthStride.
-template <int kRows, int kVecs, class D, class Init, class Finish>
+template <int kRows, int kVecs, class D, class Init, class Finish, class Meanwhile = Nothing>
 LA_INLINE void outerProduct(D d, const float* HWY_RESTRICT rows, Index rowStride, Index depthStride,
                             const float* HWY_RESTRICT panel, Index panelStride, Index depth, const Init& init,
-                            const Finish& finish) {
+                            const Finish& finish, const Meanwhile& meanwhile = {}) {
   Vec<D> sum[kRows][kVecs];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
@@ -33,6 +38,7 @@ LA_INLINE void outerProduct(D d, const float* HWY_RESTRICT rows, Index rowStride
     for (int v = 0; v < kVecs; ++v) sum[r][v] = init(r, v);
   }
   for (Index k = 0; k < depth; ++k) {
+    meanwhile();
     Vec<D> columns[kVecs];
 #pragma GCC unroll 4
     for (int v = 0; v < kVecs; ++v) columns[v] = hn::LoadU(d, panel + v * kLanes<D>);

@@ -204,6 +204,18 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
   }
 }
 
+// Rows past a sequence's query length: zeros, and lse = −∞.
+LA_INLINE void clearPadding(const FullProblem& problem, const FullSequence& sequence) {
+  for (Index head = 0; head < problem.heads; ++head) {
+    for (Index row = sequence.queries; row < sequence.queryRows; ++row) {
+      const Index first = head * sequence.output.headStride + row * sequence.output.rowStride;
+      __builtin_memset(elementAt(sequence.output.data, problem.outputType, first), 0,
+                       static_cast<std::size_t>(problem.valueDim * elementBytes(problem.outputType)));
+      if (sequence.lse != nullptr) sequence.lse[head * sequence.queryRows + row] = -kInfinity;
+    }
+  }
+}
+
 }  // namespace lowrank_attention::HWY_NAMESPACE
 
 #endif  // LOWRANK_ATTENTION_CPU_PANEL_H_

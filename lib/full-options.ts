@@ -2,10 +2,10 @@ import { types } from 'node:util';
 
 import type { CallOptions } from './call';
 import { callOptionNames, checkFlag } from './call';
-import { checkDims, checkExtent, checkFinite, checkInteger, checkNumbers, readTensor } from './check';
+import { checkDims, checkExtent, checkFinite, checkInteger, checkLengths, checkNumbers, readTensor } from './check';
 import { expected } from './errors';
 import { isArray, readList } from './read';
-import type { MaskTensor } from './tensor';
+import { allocate, type MaskTensor, type TensorOf } from './tensor';
 
 /** Axis order of queries, keys, values and outputs: `[batch, heads, length, dim]` or `[batch, length, heads, dim]`. */
 export type Layout = 'bhld' | 'blhd';
@@ -152,6 +152,36 @@ function checkReach(
     [left, right] = sides as [number, number];
   }
   return [left, isCausal ? 0 : right];
+}
+
+/** What exact attention over tensors computes, as native calls take it. */
+export interface CheckedAttention {
+  /** `[batch, heads, queries]`, where it is wanted. */
+  readonly lse: TensorOf<'float32'> | null;
+  readonly mask: CheckedMask;
+  /** lse, mask, sinks, valid queries and keys: what follows the output among the operands. */
+  readonly operands: readonly unknown[];
+  /** What follows the shapes among the numbers. */
+  readonly numbers: readonly number[];
+}
+
+export function checkAttention(
+  options: AttentionOptions,
+  extents: { batch: number; heads: number; queries: number; keys: number; headDim: number },
+  withLse: boolean,
+): CheckedAttention {
+  const { batch, heads, queries, keys, headDim } = extents;
+  const mask = checkMask(options.mask, [batch, heads, queries, keys]);
+  const numbers = [...scoreNumbers(options, false, headDim, mask), mask.batchStride];
+  const lse = withLse ? (allocate('out', [batch, heads, queries], 'float32') as TensorOf<'float32'>) : null;
+  const operands = [
+    lse?.data ?? null,
+    mask.data,
+    checkSinks(options.sinks, heads),
+    options.queryLengths === undefined ? null : checkLengths('queryLengths', options.queryLengths, batch, queries),
+    options.keyLengths === undefined ? null : checkLengths('keyLengths', options.keyLengths, batch, keys),
+  ];
+  return { lse, mask, operands, numbers };
 }
 
 /** Key position of query 0, NaN for the default alignment. */

@@ -1,10 +1,10 @@
 import { type Call, checkLayout, nothing, runAsync, runSync } from './call';
-import { checkLengths, checkOptions } from './check';
-import { type AttentionOptions, attentionOptionNames, checkMask, checkSinks, scoreNumbers } from './full-options';
+import { checkOptions } from './check';
+import { type AttentionOptions, attentionOptionNames, checkAttention } from './full-options';
 import { addon } from './native';
 import { checkQkv, outputOf, qkvNumbers, qkvOperands } from './qkv';
 import { view } from './read';
-import { allocate, type Tensor, type TensorOf } from './tensor';
+import type { Tensor, TensorOf } from './tensor';
 
 /** Attention together with the natural logarithm of each row's softmax denominator. */
 export interface AttentionWithLse {
@@ -65,22 +65,12 @@ function prepare(
 ): Call<AttentionWithLse> {
   const options: AttentionOptions = checkOptions('options', given, attentionOptionNames);
   const qkv = checkQkv(q, k, v, checkLayout(options.layout));
-  const { batch, heads, queries, keys, headDim } = qkv;
-  const mask = checkMask(options.mask, [batch, heads, queries, keys]);
-  const scores = scoreNumbers(options, false, headDim, mask);
+  const { lse, mask, operands, numbers } = checkAttention(options, qkv, withLse);
   const output = outputOf(qkv, options.out, [mask.data]);
-  const lse = withLse ? allocate('out', [batch, heads, queries], 'float32') : null;
   return {
     op: view.length(output.data) === 0 ? nothing : addon.full,
-    operands: [
-      ...qkvOperands(qkv, output),
-      lse?.data ?? null,
-      mask.data,
-      checkSinks(options.sinks, heads),
-      options.queryLengths === undefined ? null : checkLengths('queryLengths', options.queryLengths, batch, queries),
-      options.keyLengths === undefined ? null : checkLengths('keyLengths', options.keyLengths, batch, keys),
-    ],
-    numbers: Float64Array.of(...qkvNumbers(qkv, output), ...scores, mask.batchStride),
+    operands: [...qkvOperands(qkv, output), ...operands],
+    numbers: Float64Array.of(...qkvNumbers(qkv, output), ...numbers),
     options,
     result: { output: options.out ?? (output as Tensor), lse: lse as TensorOf<'float32'> },
   };

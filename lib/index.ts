@@ -16,14 +16,9 @@ export type { AnalysisOptions } from './analysis/matrix';
 export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
 export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
 export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
-export {
-  type AttendItem,
-  type AttendOptions,
-  attendBatch,
-  attendBatchSync,
-  KvCache,
-  type KvCacheOptions,
-} from './cache';
+export { KvCache } from './cache';
+export type { AttendOptions } from './cache-attend';
+export { type AttendItem, attendBatch, attendBatchSync } from './cache-batch';
 export type { CallOptions, Device } from './call';
 export { cast, randomNormal } from './convert';
 export { AttentionError, type AttentionErrorCode } from './errors';
@@ -87,10 +82,22 @@ export {
   lowRankAttentionSync,
   type SketchOptions,
 } from './lowrank';
+export {
+  type LrkvOptions,
+  lrkvAttention,
+  lrkvAttentionSync,
+  lrkvAttentionWithLse,
+  lrkvAttentionWithLseSync,
+} from './lrkv';
+export { LrkvCache, type LrkvCacheOptions } from './lrkv-cache';
+export type { LrkvAppendOptions, LrkvProjections } from './lrkv-hidden';
+export type { LrkvModel, RopeMode } from './lrkv-model';
+export type { LrkvRows } from './lrkv-rows';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
+export type { KvCacheOptions } from './paged-cache';
 export { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from './rope';
 export { type RotaryOptions, rotary, rotarySync } from './rotary';
 export {

@@ -9,7 +9,7 @@ import {
   runAsync,
   runSync,
 } from './call';
-import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
+import { checkBoolTensor, checkInteger, checkOptions, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { type FeatureMap, type FeaturePlan, planFeatures } from './features';
 import type { Layout } from './full-options';
@@ -28,7 +28,16 @@ import {
   type UpdateRule,
 } from './linear-call';
 import { addon, type NativeOp, type Outcome } from './native';
-import { outputOf, type Qkv, stateTensorNames } from './qkv';
+import {
+  checkHeadShape,
+  checkKeyValueRows,
+  checkQueryRows,
+  type HeadShape,
+  mostExtent,
+  outputOf,
+  type Qkv,
+  stateTensorNames,
+} from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
@@ -82,23 +91,17 @@ const stateNames: ReadonlySet<string> = new Set(['heads', 'headDim', 'valueDim',
 const appendNames: ReadonlySet<string> = new Set([...outlessOptionNames, ...updateNames, 'layout']);
 const attendNames: ReadonlySet<string> = new Set([...callOptionNames, 'layout']);
 
-interface CheckedShape {
-  readonly heads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
+interface CheckedShape extends HeadShape {
   readonly batch: number;
   readonly method: CheckedMethod;
   readonly plan: FeaturePlan;
 }
 
 function checkShape(options: LinearStateOptions): CheckedShape {
-  const most = 2 ** 31 - 1;
   if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ heads, headDim, featureMap, … }', options);
   const given = checkOptions<LinearStateOptions>('options', options, stateNames);
-  const heads = checkInteger('heads', given.heads, 1, most);
-  const headDim = checkInteger('headDim', given.headDim, 1, most);
-  const valueDim = given.valueDim === undefined ? headDim : checkInteger('valueDim', given.valueDim, 1, most);
-  const batch = given.batch === undefined ? 1 : checkInteger('batch', given.batch, 1, most);
+  const { heads, headDim, valueDim } = checkHeadShape(given);
+  const batch = given.batch === undefined ? 1 : checkInteger('batch', given.batch, 1, mostExtent);
   const method = checkMethod(given);
   const plan = planFeatures(method.featureMap, { headDim, valueDim, kvHeads: heads });
   return { heads, headDim, valueDim, batch, method, plan };
@@ -352,11 +355,6 @@ function none(dim: number): Operand {
   return { data: new Float32Array(0), dims: [0, 0, 0, dim], type: 'float32' };
 }
 
-function checkRows(name: string, rows: Operand, dims: readonly number[]): void {
-  if (rows.dims.some((extent, axis) => extent !== dims[axis]))
-    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, rows.dims);
-}
-
 function prepareAppend(
   value: LinearState,
   k: Tensor,
@@ -367,18 +365,11 @@ function prepareAppend(
   const options = checkOptions<LinearAppendOptions>('options', given, appendNames);
   const { batch, heads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const keyRows = checkTensor('key', k, 4);
-  const keys = keyRows.dims[rowsBeforeHeads ? 1 : 2] as number;
-  const dims = (dim: number) => (rowsBeforeHeads ? [batch, keys, heads, dim] : [batch, heads, keys, dim]);
-  checkRows('key', keyRows, dims(headDim));
-  const valueRows = checkTensor('value', v, 4);
-  checkRows('value', valueRows, dims(valueDim));
-  if (valueRows.type !== keyRows.type)
-    throw expected('ERR_TYPE', 'value', `type '${keyRows.type}' as in \`key\``, valueRows.type);
+  const { key, value: values, count: keys } = checkKeyValueRows(k, v, state, batch, rowsBeforeHeads);
   const firstKey = state.length;
   checkPositions('key', method.featureMap, firstKey + keys);
   const qkv: Qkv = {
-    ...{ query: none(headDim), key: keyRows, value: valueRows },
+    ...{ query: none(headDim), key, value: values },
     ...{ batch, heads, kvHeads: heads, queries: 0, keys, headDim, valueDim, rowsBeforeHeads },
   };
   const plan = planFeatures(method.featureMap, { headDim, valueDim, kvHeads: heads });
@@ -402,15 +393,9 @@ function prepareAttend(value: LinearState, q: Tensor, given: LinearAttendOptions
   const options = checkOptions<LinearAttendOptions>('options', given, attendNames);
   const { batch, heads: kvHeads, headDim, valueDim } = state;
   const rowsBeforeHeads = checkLayout(options.layout);
-  const rows = checkTensor('query', q, 4);
-  const heads = rows.dims[rowsBeforeHeads ? 2 : 1] as number;
-  const queries = rows.dims[rowsBeforeHeads ? 1 : 2] as number;
-  if (heads === 0 || heads % kvHeads !== 0 || rows.dims[0] !== batch || rows.dims[3] !== headDim) {
-    const shape = rowsBeforeHeads ? `queries, heads, ${headDim}` : `heads, queries, ${headDim}`;
-    throw expected('ERR_SHAPE', 'query', `dims [${batch}, ${shape}] with heads a multiple of ${kvHeads}`, rows.dims);
-  }
+  const { query, heads, queries } = checkQueryRows('query', q, state, batch, rowsBeforeHeads, 'state');
   const qkv: Qkv = {
-    ...{ query: rows, key: none(headDim), value: none(valueDim) },
+    ...{ query, key: none(headDim), value: none(valueDim) },
     ...{ batch, heads, kvHeads, queries, keys: 0, headDim, valueDim, rowsBeforeHeads },
   };
   const plan = planFeatures(method.featureMap, { headDim, valueDim, kvHeads, heads });

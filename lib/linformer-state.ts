@@ -9,7 +9,7 @@ import {
   runAsync,
   runSync,
 } from './call';
-import { checkBoolTensor, checkInteger, checkOptions, checkTensor, type Operand } from './check';
+import { checkBoolTensor, checkInteger, checkOptions, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
 import {
@@ -20,7 +20,16 @@ import {
   linformerRefused,
 } from './linformer';
 import { addon, type NativeOp } from './native';
-import { outputOf, type Qkv, stateTensorNames } from './qkv';
+import {
+  checkHeadShape,
+  checkKeyValueRows,
+  checkQueryRows,
+  type HeadShape,
+  mostExtent,
+  outputOf,
+  type Qkv,
+  stateTensorNames,
+} from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
@@ -66,29 +75,20 @@ const stateOptionNames: ReadonlySet<string> = new Set([
 const appendOptionNames: ReadonlySet<string> = new Set([...outlessOptionNames, 'keyMask', 'layout']);
 const attendOptionNames: ReadonlySet<string> = new Set([...callOptionNames, 'scale', 'layout']);
 
-interface CheckedState {
-  readonly heads: number;
-  readonly headDim: number;
-  readonly valueDim: number;
+interface CheckedState extends HeadShape {
   readonly batch: number;
   readonly projections: CheckedProjections;
   readonly memory: Memory;
 }
 
 function checkState(options: LinformerStateOptions): CheckedState {
-  const most = 2 ** 31 - 1;
   if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ keyProjection, heads, headDim, … }', options);
   const given = checkOptions<LinformerStateOptions>('options', options, stateOptionNames);
-  const { heads, headDim, valueDim, batch } = given;
-  const extents = {
-    heads: checkInteger('heads', heads, 1, most),
-    headDim: checkInteger('headDim', headDim, 1, most),
-    valueDim: checkInteger('valueDim', valueDim === undefined ? headDim : valueDim, 1, most),
-    batch: checkInteger('batch', batch === undefined ? 1 : batch, 1, most),
-  };
-  const projections = checkProjections(given, extents.heads);
-  const rows = extents.batch * extents.heads * projections.projected;
-  return { ...extents, projections, memory: newMemory(rows * (extents.headDim + extents.valueDim)) };
+  const shape = checkHeadShape(given);
+  const batch = given.batch === undefined ? 1 : checkInteger('batch', given.batch, 1, mostExtent);
+  const projections = checkProjections(given, shape.heads);
+  const rows = batch * shape.heads * projections.projected;
+  return { ...shape, batch, projections, memory: newMemory(rows * (shape.headDim + shape.valueDim)) };
 }
 
 /**
@@ -256,19 +256,8 @@ export class LinformerState {
   ): Call<{ readonly count: number; readonly memory: Memory }> {
     const options = checkOptions<LinformerAppendOptions>('options', given, appendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
-    const key = checkTensor('key', givenKey, 4);
-    const keys = key.dims[rowsBeforeHeads ? 1 : 2] as number;
-    const value = checkTensor('value', givenValue, 4);
+    const { key, value, count: keys } = checkKeyValueRows(givenKey, givenValue, this, this.batch, rowsBeforeHeads);
     const qkv = this.#qkv({ key, value, keys, rowsBeforeHeads });
-    for (const [name, { dims }, dim] of [
-      ['key', key, this.headDim],
-      ['value', value, this.valueDim],
-    ] as const) {
-      const wanted = rowsBeforeHeads ? [this.batch, keys, this.heads, dim] : [this.batch, this.heads, keys, dim];
-      if (dims.some((extent, axis) => extent !== wanted[axis]))
-        throw expected('ERR_SHAPE', name, `dims [${wanted.join(', ')}]`, dims);
-    }
-    if (value.type !== key.type) throw expected('ERR_TYPE', 'value', `type '${key.type}' as in \`key\``, value.type);
     const keyMask = checkBoolTensor('keyMask', options.keyMask, [this.batch, keys]);
 
     // Looked at only now: the caller's getters have run since, and may have changed the state.
@@ -290,16 +279,9 @@ export class LinformerState {
   #prepareAttend(givenQuery: Tensor, given: LinformerAttendOptions | undefined): Call<Tensor> {
     const options = checkOptions<LinformerAttendOptions>('options', given, attendOptionNames, linformerRefused);
     const rowsBeforeHeads = checkLayout(options.layout);
-    const query = checkTensor('query', givenQuery, 4);
-    const { dims } = query;
-    const [heads, queries] = (rowsBeforeHeads ? [dims[2], dims[1]] : [dims[1], dims[2]]) as [number, number];
-    if (dims[0] !== this.batch || heads === 0 || heads % this.heads !== 0 || dims[3] !== this.headDim) {
-      const axes = rowsBeforeHeads ? 'queries, heads' : 'heads, queries';
-      const what = `dims [${this.batch}, ${axes}, ${this.headDim}] with heads a multiple of the state's ${this.heads}`;
-      throw expected('ERR_SHAPE', 'query', what, dims);
-    }
+    const rows = checkQueryRows('query', givenQuery, this, this.batch, rowsBeforeHeads, 'state');
     const scale = checkScale(options.scale, this.headDim);
-    const qkv = this.#qkv({ query, heads, queries, rowsBeforeHeads });
+    const qkv = this.#qkv({ ...rows, rowsBeforeHeads });
     const output = outputOf(qkv, options.out);
     const memory = memoryOf(this);
     const reading: NativeOp = (...args) => {

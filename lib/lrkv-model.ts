@@ -3,7 +3,16 @@ import { types } from 'node:util';
 import { checkChoice, checkInteger, checkNumbers, checkTensor } from './check';
 import { float32Of } from './convert';
 import { expected, Text } from './errors';
-import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import { mostExtent } from './qkv';
+import {
+  type CheckedRmsNorm,
+  type CheckedRope,
+  checkFrequencies,
+  checkRmsNorm,
+  checkRope,
+  type RmsNormOptions,
+  type Rope,
+} from './rope';
 import type { DataType, Tensor } from './tensor';
 
 /**
@@ -122,8 +131,6 @@ export interface CheckedLrkvModel {
 /** More key/value heads than any layer has; what is counted by heads is bounded by it. */
 export const mostKvHeads = 2 ** 16;
 
-const mostExtent = 2 ** 31 - 1;
-
 /** Kinds of core/lrkv.h. Intertwined factors are computed as the paper's formula, which is exact for them. */
 const modeNumbers = { exact: 1, latent: 2, none: 3, paper: 4, intertwined: 4 } as const;
 const modes = Object.keys(modeNumbers) as RopeMode[];
@@ -131,9 +138,19 @@ const noRope = 0;
 
 /** Checks a model that has been read by `checkOptions`. Errors name its members as they are called there. */
 export function checkLrkvModel(given: Partial<LrkvModel>, shape: LrkvShape): CheckedLrkvModel {
+  const model = readModel(given, shape);
+  const row = storedElements(lrkvStored(model)) + model.kvHeads;
+  if (row > mostExtent)
+    throw expected('ERR_SHAPE', 'keyUp', `factors and bases of at most ${mostExtent} stored elements a position`, row);
+  return model;
+}
+
+function readModel(given: Partial<LrkvModel>, shape: LrkvShape): CheckedLrkvModel {
   const { kvHeads, headDim } = shape;
   const key = checkFactors('key', given, kvHeads, headDim, shape.keyBaseDim);
   const value = checkFactors('value', given, kvHeads, shape.valueDim, shape.valueBaseDim);
+  if (key.baseDim + key.latentDim + value.baseDim + value.latentDim === 0)
+    throw expected('ERR_SHAPE', 'keyUp', 'rows, where there are no bases and no other ranks', new Text('none'));
   const norm = given.keyNorm === undefined ? null : checkRmsNorm('keyNorm', given.keyNorm, headDim);
   const { rope, ropeMode, latentFrequencies } = given;
   if (rope === undefined) {
@@ -276,15 +293,7 @@ function checkLatent(given: unknown, mode: RopeMode, key: LrkvFactors, rope: Che
       );
   }
   if (!rotated) return intertwinedFrequencies(key, rope);
-  const check = (frequency: unknown, pair: number): number => {
-    if (typeof frequency !== 'number' || !Number.isFinite(frequency))
-      throw expected('ERR_ARGUMENT', `latentFrequencies[${pair}]`, 'a finite number', frequency);
-    return frequency;
-  };
-  const isTyped = (list: unknown): boolean => types.isFloat64Array(list) || types.isFloat32Array(list);
-  const count = key.latentDim / 2;
-  const what = `${count} frequencies (one a pair of latents)`;
-  return Float64Array.from(checkNumbers('latentFrequencies', given, isTyped, count, what, check));
+  return checkFrequencies('latentFrequencies', given, key.latentDim / 2);
 }
 
 function intertwinedFrequencies({ up, dim, ranks, latentDim }: LrkvFactors, rope: CheckedRope): Float64Array {

@@ -26,10 +26,10 @@ export type NativeOp = (
 ) => Outcome | Promise<Outcome>;
 
 /** A cache's memory. Methods run at once on the calling thread. */
-export interface NativeKvCache {
+export interface NativeCache {
   append(operands: Operands, numbers: Float64Array): Outcome;
   truncate(length: number): void;
-  fork(): NativeKvCache;
+  fork(): NativeCache;
   dispose(): void;
   bytes(): number;
   sharedBytes(): number;
@@ -42,6 +42,8 @@ export interface Addon {
   readonly read: NativeOp;
   readonly linalg: NativeOp;
   readonly lowrank: NativeOp;
+  readonly lrkv: NativeOp;
+  readonly lrkvCached: NativeOp;
   readonly matmul: NativeOp;
   readonly full: NativeOp;
   readonly linear: NativeOp;
@@ -50,7 +52,17 @@ export interface Addon {
   readonly rotary: NativeOp;
   readonly cached: NativeOp;
   readonly linformer: NativeOp;
-  readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeKvCache;
+  readonly KvCache: new (heads: number, headDim: number, valueDim: number, type: number) => NativeCache;
+  /** Takes the stored form alone; the model comes with each call. */
+  readonly LrkvCache: new (
+    heads: number,
+    type: number,
+    keyBaseDim: number,
+    valueBaseDim: number,
+    scaled: 0 | 1,
+    keyWidths: Int32Array,
+    valueWidths: Int32Array,
+  ) => NativeCache;
 }
 
 /** One row of the kernel table. */

@@ -1,4 +1,4 @@
-import { checkOut, checkTensor, type Operand } from './check';
+import { checkInteger, checkOut, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import { typeNumbers } from './native';
 import { allocate, type Tensor } from './tensor';
@@ -65,8 +65,92 @@ export function checkQkv(q: Tensor, k: Tensor, v: Tensor, rowsBeforeHeads: boole
   return { ...qk, value, valueDim };
 }
 
+/** Heads and head sizes of what is kept between calls: caches and states. */
+export interface HeadShape {
+  /** Key/value heads. */
+  readonly heads: number;
+  readonly headDim: number;
+  readonly valueDim: number;
+}
+
+/** The largest number of heads, elements of a head or sequences. */
+export const mostExtent = 2 ** 31 - 1;
+
+/** Reads the heads and head sizes among options; values have the keys' size unless they say otherwise. */
+export function checkHeadShape({ heads, headDim, valueDim }: Partial<HeadShape>): HeadShape {
+  return {
+    heads: checkInteger('heads', heads, 1, mostExtent),
+    headDim: checkInteger('headDim', headDim, 1, mostExtent),
+    valueDim: checkInteger('valueDim', valueDim === undefined ? headDim : valueDim, 1, mostExtent),
+  };
+}
+
+/** Keys and values of `count` positions, to be kept. */
+export interface KeyValueRows {
+  readonly key: Operand;
+  readonly value: Operand;
+  readonly count: number;
+}
+
+/** Checks the keys and values of as many sequences as there are, of one type and one number of positions. */
+export function checkKeyValueRows(
+  k: Tensor,
+  v: Tensor,
+  { heads, headDim, valueDim }: HeadShape,
+  batch: number,
+  rowsBeforeHeads: boolean,
+): KeyValueRows {
+  const key = checkTensor('key', k, 4);
+  const count = key.dims[rowsBeforeHeads ? 1 : 2] as number;
+  const dims = (dim: number): number[] => (rowsBeforeHeads ? [batch, count, heads, dim] : [batch, heads, count, dim]);
+  checkExactDims('key', key, dims(headDim));
+  const value = checkTensor('value', v, 4);
+  checkExactDims('value', value, dims(valueDim));
+  if (value.type !== key.type) throw expected('ERR_TYPE', 'value', `type '${key.type}' as in \`key\``, value.type);
+  return { key, value, count };
+}
+
+/** Refuses a tensor of other dims than these. */
+export function checkExactDims(name: string, { dims: found }: Operand, dims: readonly number[]): void {
+  if (found.some((extent, axis) => extent !== dims[axis]))
+    throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, found);
+}
+
+/** Queries over what is kept. */
+export interface QueryRows {
+  readonly query: Operand;
+  readonly heads: number;
+  readonly queries: number;
+}
+
+/** Checks queries of one head size, whose heads are a multiple of the key/value heads of what is kept, `owner`. */
+export function checkQueryRows(
+  name: string,
+  q: Tensor,
+  { heads: kvHeads, headDim }: HeadShape,
+  batch: number,
+  rowsBeforeHeads: boolean,
+  owner: 'cache' | 'state',
+): QueryRows {
+  const query = checkTensor(name, q, 4);
+  const { dims } = query;
+  const [heads, queries] = (rowsBeforeHeads ? [dims[2], dims[1]] : [dims[1], dims[2]]) as [number, number];
+  if (dims[0] !== batch || heads === 0 || heads % kvHeads !== 0 || dims[3] !== headDim) {
+    const axes = rowsBeforeHeads ? 'queries, heads' : 'heads, queries';
+    const what = `dims [${batch}, ${axes}, ${headDim}] with heads a multiple of the ${owner}'s ${kvHeads}`;
+    throw expected('ERR_SHAPE', name, what, dims);
+  }
+  return { query, heads, queries };
+}
+
 /** Dims of the call's output, in its layout. */
-export function outputDims({ batch, heads, queries, valueDim, rowsBeforeHeads }: Qkv): number[] {
+export function outputDims({
+  batch,
+  heads,
+  queries,
+  valueDim,
+  rowsBeforeHeads,
+}: Pick<Qkv, 'batch' | 'heads' | 'queries' | 'valueDim' | 'rowsBeforeHeads'>): number[] {
   return rowsBeforeHeads ? [batch, queries, heads, valueDim] : [batch, heads, queries, valueDim];
 }
 

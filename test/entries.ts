@@ -24,6 +24,10 @@ import {
   linformerAttentionSync,
   lowRankAttention,
   lowRankAttentionSync,
+  lrkvAttention,
+  lrkvAttentionSync,
+  lrkvAttentionWithLse,
+  lrkvAttentionWithLseSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -40,9 +44,11 @@ import {
   spectrum,
   spectrumSync,
 } from '../lib';
+import type { LrkvCache } from '../lib/lrkv-cache';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
 import { projection } from './linformer-run';
+import { lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
 
 /** A public function with arguments that are right, any of which can be exchanged for something else. */
 export interface Entry {
@@ -97,11 +103,13 @@ function pair(
 }
 
 const method =
-  (name: 'attend' | 'attendSync' | 'attendWithLse' | 'attendWithLseSync'): Loose =>
+  (name: 'attend' | 'attendSync' | 'attendWithLse' | 'attendWithLseSync', make: () => AnyCache = smallCache): Loose =>
   (...args) => {
-    using cache = smallCache();
+    using cache = make();
     return (cache[name] as Loose)(...args);
   };
+
+type AnyCache = KvCache | LrkvCache;
 
 const keyProjection = projection([3, 7], 13);
 
@@ -118,6 +126,38 @@ function beside(required: object, options: unknown = {}): unknown {
 function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options?: unknown): unknown {
   const t = { q, k, v, keyProjection, ...given };
   return of(t.q, t.k, t.v, beside({ keyProjection: t.keyProjection }, options));
+}
+
+const { keyUp, valueUp } = lrkvModel;
+
+function lrkvCall(of: Loose, given: Readonly<Record<string, unknown>>, options?: unknown): unknown {
+  const { q: queries, ...lrkv } = { q, ...lrkvRows(5, { batch: 2 }), ...lrkvModel, ...given };
+  return of(queries, lrkv, beside({ kvHeads: 2 }, options));
+}
+
+/** Calls a method on a cache of five positions, which it leaves as it was if it is refused. */
+function onLrkvCache(
+  name: 'append' | 'appendHidden' | 'appendHiddenSync',
+  added: number,
+): (...args: readonly unknown[]) => unknown {
+  return (...args) => {
+    const cache = smallLrkvCache();
+    const bytes = cache.byteLength;
+    const refused = (error: unknown): never => {
+      if (cache.length !== 5 || cache.byteLength !== bytes) throw new Error('a refused append changed the cache');
+      throw error;
+    };
+    const done = (): number => {
+      if (cache.length !== 5 + added) throw new Error('an append that added something else');
+      return cache.length;
+    };
+    try {
+      const result = (cache[name] as Loose)(...args);
+      return result instanceof Promise ? result.then(done, refused) : done();
+    } catch (error) {
+      return refused(error);
+    }
+  };
 }
 
 type AnyState = LinearState | LinformerState;
@@ -208,6 +248,19 @@ export const calls: readonly Entry[] = [
   ...pair(
     'LinearState.attend',
     [stateMethod(smallLinearState, 'attend'), stateMethod(smallLinearState, 'attendSync')],
+    one,
+    (of, t, options) => of(t.query, options),
+  ),
+  ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { ...three, tensors: { q } }, lrkvCall),
+  ...pair(
+    'lrkvAttentionWithLse',
+    [lrkvAttentionWithLse, lrkvAttentionWithLseSync],
+    { ...three, tensors: { q } },
+    lrkvCall,
+  ),
+  ...pair(
+    'LrkvCache.attend',
+    [method('attend', smallLrkvCache), method('attendSync', smallLrkvCache)],
     one,
     (of, t, options) => of(t.query, options),
   ),
@@ -310,6 +363,27 @@ export const entries: readonly Entry[] = [
     rank: 4,
     call: (t, options) => append(smallLinearState, t.key, t.value, options),
   },
+  ...pair(
+    'lrkvAttention',
+    [lrkvAttention, lrkvAttentionSync],
+    { tensors: { ...lrkvRows(5, { batch: 2 }) }, rank: 3 },
+    lrkvCall,
+  ),
+  ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { tensors: { keyUp, valueUp }, rank: 2 }, lrkvCall),
+  {
+    name: 'LrkvCache.append',
+    asynchronous: false,
+    optionless: true,
+    tensors: { ...lrkvRows(2) },
+    rank: 3,
+    call: (rows) => onLrkvCache('append', 2)(rows),
+  },
+  ...pair(
+    'LrkvCache.appendHidden',
+    [onLrkvCache('appendHidden', 3), onLrkvCache('appendHiddenSync', 3)],
+    { tensors: { hidden: normal([1, 3, 10], 23) }, rank: 3 },
+    (of, t, options) => of(t.hidden, lrkvProjections, options),
+  ),
   {
     name: 'cast',
     asynchronous: false,

@@ -39,6 +39,7 @@ test('what a cache held goes back to the system with its last holder', () => {
     'pages of an odd size': [1],
     dropped: [1],
     'shared with a fork': [0, 1],
+    'pages of LRKV': [1],
     'truncated to a half, then disposed': [0.5, 0.5],
   };
   expect(Object.keys(filled)).toEqual(Object.keys(parts));

@@ -54,7 +54,7 @@ export function naiveAttention(
         }
         lse[(b * p.heads + h) * p.queries + i] = f32(max + f32(Math.log(sum)));
 
-        const oRow = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
+        const oRow = p.row(p, b, h, i);
         for (let j = 0; j < p.keys; j++) {
           if (scores[j] === hidden) continue;
           const weight = f32(scores[j] / sum);

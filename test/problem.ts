@@ -1,4 +1,4 @@
-import type { MaskTensor, Tensor } from '../lib/tensor';
+import type { MaskTensor } from '../lib/tensor';
 
 /**
  * The bias of a key that may not be seen. A name of its own because the global Infinity is looked up anew at every use in
@@ -22,6 +22,11 @@ export interface AttentionMeaning {
   readonly queryLengths?: readonly number[] | Int32Array;
 }
 
+/** Whatever has the axes of a tensor. */
+export interface Shaped {
+  readonly dims: readonly number[];
+}
+
 /** One exact-attention call with every default filled in. */
 export interface Problem {
   readonly batch: number;
@@ -37,9 +42,11 @@ export interface Problem {
   /** Dims of the output, in the layout of the inputs. */
   readonly dims: readonly number[];
   /** Where row (sequence, head, position) of a tensor in this layout starts. */
-  readonly row: (tensor: Tensor, sequence: number, head: number, position: number) => number;
+  readonly row: (tensor: Shaped, sequence: number, head: number, position: number) => number;
   /** Whether a query row belongs to its sequence, rather than to the padding after it. */
   readonly valid: (sequence: number, query: number) => boolean;
+  /** Key position at which query 0 of a sequence stands. */
+  readonly offset: (sequence: number) => number;
   /** What is added to a score: −Infinity where the key may not be seen. */
   readonly bias: (sequence: number, head: number, query: number, key: number) => number;
   /** The logit that stands in the denominator only; −Infinity is none. */
@@ -47,7 +54,7 @@ export interface Problem {
 }
 
 /** Reads the shapes and options of a call. Trusts them: refusing bad calls is not the reference's business. */
-export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMeaning): Problem {
+export function problemOf(q: Shaped, k: Shaped, v: Shaped, options: AttentionMeaning): Problem {
   const { layout = 'bhld', causal = false, window = [Infinity, Infinity], mask, sinks, queryOffset } = options;
   const [headAxis, lengthAxis] = layout === 'bhld' ? [1, 2] : [2, 1];
   const batch = q.dims[0];
@@ -59,7 +66,7 @@ export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMea
 
   const keyLength = (sequence: number) => options.keyLengths?.[sequence] ?? keys;
   const queryLength = (sequence: number) => options.queryLengths?.[sequence] ?? queries;
-  const offsetOf = (sequence: number) => queryOffset ?? keyLength(sequence) - queryLength(sequence);
+  const offset = (sequence: number) => queryOffset ?? keyLength(sequence) - queryLength(sequence);
   const fromMask = mask === undefined ? () => 0 : maskReader(mask);
 
   return {
@@ -78,9 +85,10 @@ export function problemOf(q: Tensor, k: Tensor, v: Tensor, options: AttentionMea
       return ((sequence * dims[1] + middle) * dims[2] + inner) * dims[3];
     },
     valid: (sequence, query) => query < queryLength(sequence),
+    offset,
     bias: (sequence, head, query, key) => {
       if (key >= keyLength(sequence)) return hidden;
-      const own = query + offsetOf(sequence);
+      const own = query + offset(sequence);
       if (causal && key > own) return hidden;
       if (key < own - window[0] || key > own + window[1]) return hidden;
       return fromMask(sequence, head, query, key);

@@ -65,7 +65,7 @@ function run(q: Tensor, k: Tensor, v: Tensor, meaning: LinearMeaning, round: Rou
         for (let h = g * p.group; h < (g + 1) * p.group; h++) {
           const row = p.row(q, b, h, i);
           const features = phi(qs.subarray(row, row + p.headDim), map.queryWeights ?? map.matrix, h, i);
-          state.read(features, answer, p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i));
+          state.read(features, answer, p.row(p, b, h, i));
         }
       };
       for (let j = 0; j < p.keys; j++) {

@@ -82,7 +82,7 @@ function linformer(
             weights[r] = round(Math.exp(round(weights[r] - max)));
             sum = round(sum + weights[r]);
           }
-          const oRow = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
+          const oRow = p.row(p, b, h, i);
           for (let r = 0; r < projected; r++) {
             const weight = round(weights[r] / sum);
             for (let d = 0; d < p.valueDim; d++) {

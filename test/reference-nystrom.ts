@@ -90,7 +90,7 @@ export function referenceNystrom(
       for (let i = 0; i < p.queries; i++) {
         if (!queryLives(i)) continue;
         const [sum, size] = live.length === 0 ? [] : [gathered, sizes].map((m) => product([fromKeys[i]], m, round)[0]);
-        const out = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
+        const out = p.row(p, b, h, i);
         for (let c = 0; c < p.valueDim; c++) {
           values[out + c] = sum?.[c] ?? 0;
           scale[out + c] = size?.[c] ?? 0;

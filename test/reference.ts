@@ -1,6 +1,6 @@
 import type { Tensor } from '../lib/tensor';
 import { toFloat64 } from './half';
-import { type AttentionMeaning, hidden, problemOf } from './problem';
+import { type AttentionMeaning, hidden, problemOf, type Shaped } from './problem';
 
 /**
  * The float64 answer of a computation. `scale` has, for each value, the sum of the absolute values of the terms that
@@ -12,6 +12,17 @@ export interface Answer {
   readonly dims: readonly number[];
 }
 
+/** Rows in float64, `values` and `sizes` as of an {@link Answer}: of plain data the sizes are the absolute values. */
+export interface Measured extends Shaped {
+  readonly values: Float64Array;
+  readonly sizes: Float64Array;
+}
+
+export function measured(tensor: Tensor): Measured {
+  const values = toFloat64(tensor);
+  return { values, sizes: values.map(Math.abs), dims: tensor.dims };
+}
+
 /** Exact attention in float64: `output` in the layout of the inputs, `lse` [batch, heads, length], natural log. */
 export interface AttentionAnswer {
   readonly output: Float64Array;
@@ -19,13 +30,18 @@ export interface AttentionAnswer {
   /** Dims of `output`. */
   readonly dims: readonly number[];
   readonly lseDims: readonly number[];
-  /** Σ pⱼ |vⱼ| for each output. */
+  /** Σ pⱼ |vⱼ| for each output, with the sizes of the vⱼ. */
   readonly outputScale: Float64Array;
   /**
-   * 1 + Σ pⱼ (scale · Σ |q| |kⱼ| + |biasⱼ|) for each lse: the logits' own rounding is what moves it. Under a softcap the
+   * 1 + Σ pⱼ (scale · Σ |q| |kⱼ| + |biasⱼ|), with the sizes of q and kⱼ, for each lse: the logits' own rounding is what moves it. Under a softcap the
    * first term counts by the slope of the cap there, and the capped logit is rounded too.
    */
   readonly lseScale: Float64Array;
+}
+
+/** {@link attentionOver} rows as they are. */
+export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionMeaning = {}): AttentionAnswer {
+  return attentionOver(measured(q), measured(k), measured(v), options);
 }
 
 /**
@@ -33,9 +49,9 @@ export interface AttentionAnswer {
  *
  * A hidden key is skipped before anything of it is read, so NaN there cannot leak; a NaN that is seen poisons its row.
  */
-export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: AttentionMeaning = {}): AttentionAnswer {
+export function attentionOver(q: Measured, k: Measured, v: Measured, options: AttentionMeaning): AttentionAnswer {
   const p = problemOf(q, k, v, options);
-  const [qs, ks, vs] = [toFloat64(q), toFloat64(k), toFloat64(v)];
+  const [qs, ks, vs] = [q.values, k.values, v.values];
   const lseDims = [p.batch, p.heads, p.queries];
   const output = new Float64Array(p.dims.reduce((a, b) => a * b, 1));
   const outputScale = new Float64Array(output.length);
@@ -61,9 +77,8 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
           let dot = 0;
           let size = 0;
           for (let d = 0; d < p.headDim; d++) {
-            const product = qs[qRow + d] * ks[kRow + d];
-            dot += product;
-            size += Math.abs(product);
+            dot += qs[qRow + d] * ks[kRow + d];
+            size += q.sizes[qRow + d] * k.sizes[kRow + d];
           }
           let score = dot * p.scale;
           let moved = size * Math.abs(p.scale);
@@ -83,7 +98,7 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
         for (const score of scores) sum += Math.exp(score - max);
 
         const row = (b * p.heads + h) * p.queries + i;
-        const oRow = p.row({ data: q.data, dims: p.dims, type: q.type }, b, h, i);
+        const oRow = p.row(p, b, h, i);
         lse[row] = max + Math.log(sum);
         if (sink !== -Infinity) lseScale[row] += Math.abs(sink);
         for (let j = 0; j < p.keys; j++) {
@@ -93,7 +108,7 @@ export function referenceAttention(q: Tensor, k: Tensor, v: Tensor, options: Att
           lseScale[row] += weight * sizes[j];
           for (let d = 0; d < p.valueDim; d++) {
             output[oRow + d] += weight * vs[vRow + d];
-            outputScale[oRow + d] += weight * Math.abs(vs[vRow + d]);
+            outputScale[oRow + d] += weight * v.sizes[vRow + d];
           }
         }
       }

@@ -1,11 +1,10 @@
 /** Tensors as float64 matrices, which is what the analysis computes in. */
 import { type CallOptions, outlessOptionNames } from '../call';
 import { checkAnyTensor, checkOptions } from '../check';
-import { cast } from '../convert';
+import { float32Of } from '../convert';
 import { expected } from '../errors';
 import { float64, type Matrices } from '../linalg';
 import { view } from '../read';
-import type { Tensor } from '../tensor';
 
 /** How an analysis runs. */
 export type AnalysisOptions = Omit<CallOptions, 'out'>;
@@ -25,7 +24,7 @@ export interface Float64Values {
 /** Reads a tensor of a given rank, or of any. */
 export function checkValues(name: string, value: unknown, rank?: number): Float64Values {
   const tensor = checkAnyTensor(name, value, rank);
-  const { data } = tensor.type === 'float32' ? (tensor as Tensor<Float32Array>) : cast(tensor, 'float32');
+  const data = float32Of(tensor);
   const values = float64(name, view.length(data));
   values.set(data);
   const bad = values.findIndex((number) => !Number.isFinite(number));

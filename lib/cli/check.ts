@@ -1,5 +1,5 @@
+import { float32Of } from '../convert';
 import type { DataType, Tensor } from '../tensor';
-import { numbers } from './inputs';
 
 /** An answer that must not be timed. */
 export class WrongAnswer extends Error {}
@@ -46,7 +46,7 @@ export class Reference {
    * @throws WrongAnswer
    */
   check(name: string, output: Tensor, positionsFirst = false): number {
-    const found = numbers(output);
+    const found = float32Of(output);
     const allowed = this.allowance * tolerances[output.type];
     let worst = 0;
     for (const { head, row, values, scale } of this.#samples) {

@@ -1,4 +1,4 @@
-import { cast, randomNormal } from '../convert';
+import { float32Of, randomNormal } from '../convert';
 import { type DataType, type Tensor, tensor } from '../tensor';
 import type { Shape } from './suite';
 
@@ -77,14 +77,9 @@ export function copy({ data, dims, type }: Tensor): Tensor {
   return tensor((data as Float32Array | Uint16Array).slice(), dims, type);
 }
 
-/** The numbers of a tensor. */
-export function numbers(of: Tensor): Float32Array {
-  return (of.type === 'float32' ? of : cast(of, 'float32')).data as Float32Array;
-}
-
 /** The numbers of each head of a tensor `[1, heads, length, dim]`. */
 export function headsOf(of: Tensor): (head: number) => Float32Array {
-  const all = numbers(of);
+  const all = float32Of(of);
   const size = all.length / (of.dims[1] as number);
   return (head) => all.subarray(head * size, (head + 1) * size);
 }

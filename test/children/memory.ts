@@ -1,5 +1,5 @@
 /** Calls by the ten thousand and caches by the thousand: what they leave behind. Needs --expose-gc. */
-import { attendBatch, attention, attentionSync, info, KvCache, matmul, type Tensor, zeros } from '../../lib';
+import { attendBatch, attention, attentionSync, info, KvCache, LrkvCache, matmul, type Tensor, zeros } from '../../lib';
 import { entries } from '../entries';
 import { collect, type Growth, growthOver, settled } from './growth';
 import { journal } from './journal';
@@ -53,6 +53,23 @@ function tiny(): KvCache {
   return cache;
 }
 
+/** The same of LRKV, with keys in two parts or whole. */
+function grownLrkv(ropeMode: 'none' | 'exact'): LrkvCache {
+  const up = zeros([8 * 8, 32]);
+  const rope = { frequencies: new Float64Array(16).fill(0.1) };
+  const cache = new LrkvCache({ heads: 8, headDim: 32, keyUp: up, valueUp: up, rope, ropeMode, keyNorm: {} });
+  const [base, latent] = [zeros([1, 300, 32]), zeros([1, 300, 64])];
+  const source = { keyBase: base, keyLatent: latent, valueBase: base, valueLatent: latent };
+  cache.append(source);
+  const fork = cache.fork();
+  cache.append(source);
+  fork.append(source);
+  cache.truncate(100);
+  cache.append(source);
+  fork.dispose();
+  return cache;
+}
+
 const query = zeros([1, 8, 1, 32]);
 const one = zeros([1, 1, 1, 64]);
 
@@ -66,6 +83,15 @@ const caches: Rounds = {
       return cache.attend(query);
     },
   },
+  'LRKV caches, disposed': { count: 1000, round: () => grownLrkv('exact').dispose() },
+  'LRKV caches, disposed with a call in flight': {
+    count: 1000,
+    round: () => {
+      using cache = grownLrkv('none');
+      return cache.attend(query);
+    },
+  },
+  'LRKV caches, dropped': { count: 1000, round: () => void grownLrkv('none') },
   'caches, dropped': { count: 1000, round: () => void grown('bfloat16') },
   'forks, dropped': { count: 5000, round: () => void kept.fork() },
   'forks that wrote, dropped': {
@@ -89,16 +115,34 @@ export interface Filled {
 /** Fills a cache of about 256 MiB, then takes the steps that ought to give its memory back. */
 async function givenBack(
   shape: { heads: number; headDim: number; type?: Tensor['type'] },
-  steps: readonly ((held: { cache?: KvCache; fork?: KvCache }) => unknown)[],
+  steps: readonly ((held: Held<KvCache>) => unknown)[],
 ): Promise<Filled> {
-  const held: { cache?: KvCache; fork?: KvCache } = { cache: new KvCache(shape) };
   const source = zeros([1, shape.heads, 1024, shape.headDim]);
+  return await givenBackBy(
+    () => new KvCache(shape),
+    (cache) => cache.append(source, source),
+    steps,
+  );
+}
+
+interface Held<Cache> {
+  cache?: Cache;
+  fork?: Cache;
+}
+
+/** The same of a cache of any kind and what appends to it. */
+async function givenBackBy<Cache extends KvCache | LrkvCache>(
+  make: () => Cache,
+  append: (cache: Cache) => void,
+  steps: readonly ((held: Held<Cache>) => unknown)[],
+): Promise<Filled> {
+  const held: Held<Cache> = { cache: make() };
   let before = (await settled(50)).rss;
   const start = before;
   // Its own scope: nothing but `held` may hold the cache.
   const byteLength = (() => {
-    const { cache } = held as { cache: KvCache };
-    while (cache.byteLength < 2 ** 28 / share) cache.append(source, source);
+    const { cache } = held as { cache: Cache };
+    while (cache.byteLength < 2 ** 28 / share) append(cache);
     return cache.byteLength;
   })();
   before = (await settled(50)).rss;
@@ -122,6 +166,7 @@ async function main(): Promise<void> {
   journal('giving back');
   collect();
   const dispose = [({ cache }: { cache?: KvCache }) => cache?.dispose()];
+  const [base, latent, up] = [zeros([1, 1024, 128]), zeros([1, 1024, 8 * 40]), zeros([8 * 40, 128])];
   const filled = {
     'pages of 64 KiB': await givenBack({ heads: 2, headDim: 32 }, dispose),
     'pages of 1 MiB': await givenBack({ heads: 8, headDim: 128 }, dispose),
@@ -136,6 +181,11 @@ async function main(): Promise<void> {
       },
       ({ fork }) => fork?.dispose(),
     ]),
+    'pages of LRKV': await givenBackBy(
+      () => new LrkvCache({ heads: 8, headDim: 128, keyUp: up, valueUp: up }),
+      (cache) => cache.append({ keyBase: base, keyLatent: latent, valueBase: base, valueLatent: latent }),
+      [({ cache }) => cache?.dispose()],
+    ),
     'truncated to a half, then disposed': await givenBack({ heads: 8, headDim: 128 }, [
       ({ cache }) => cache?.truncate(cache.length / 2),
       ({ cache }) => cache?.dispose(),

@@ -1,6 +1,7 @@
 /** Attention matrices of one head: what a method makes of the identity as values is its matrix. */
+import { float32Of } from '../../convert';
 import { AttentionError, approximationError, attention, type Tensor, tensor } from '../../index';
-import { type Inputs, numbers, rows } from '../inputs';
+import { type Inputs, rows } from '../inputs';
 import { type Method, shapeOf, standardOf } from './methods';
 import type { AttentionMaps } from './results';
 
@@ -49,6 +50,6 @@ export async function mapsOf(
 function oneHead(of: Tensor, head: number, length: number): Tensor {
   const dim = of.dims[3] as number;
   const size = length * dim;
-  const data = numbers(rows(of, 0, length)).subarray(head * size, (head + 1) * size);
+  const data = float32Of(rows(of, 0, length)).subarray(head * size, (head + 1) * size);
   return tensor(data, [1, 1, length, dim]);
 }

@@ -1,10 +1,11 @@
 /** Where queries, keys and values come from. */
 import { readFile } from 'node:fs/promises';
+import { float32Of } from '../../convert';
 import { readNpy } from '../../files/npy';
 import { Safetensors } from '../../files/safetensors';
 import { randomNormal, type Tensor, tensor } from '../../index';
 import { Usage } from '../arguments';
-import { headsFirst, type Inputs, numbers, rows } from '../inputs';
+import { headsFirst, type Inputs, rows } from '../inputs';
 import { layerInputs, maxPieces } from '../sentence-encoder/encoder';
 import { Tokenizer } from '../sentence-encoder/tokenizer';
 import { loadVocabulary, loadWeights } from '../sentence-encoder/weights';
@@ -178,6 +179,6 @@ function oneSequence(name: string, { data, dims, type }: Tensor, layout: SourceO
     );
   }
   const ordered = layout === 'bhld' ? tensor(data, full, type) : headsFirst(tensor(data, full, type));
-  if (!numbers(ordered).every(Number.isFinite)) throw new Usage(`${name} holds numbers that are not finite`);
+  if (!float32Of(ordered).every(Number.isFinite)) throw new Usage(`${name} holds numbers that are not finite`);
   return ordered;
 }

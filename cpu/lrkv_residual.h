@@ -1,0 +1,134 @@
+// What a head's latents add to its scores and to its output. Each latent is used once a query row, so reading it is the
+// cost: both loops run forwards through memory, and ask meanwhile for what will be read next.
+//
+// Lanes run along the keys for scores, whose latents are stored transposed for it, and along the latent for outputs: so
+// neither needs sums across lanes.
+#ifndef LOWRANK_ATTENTION_CPU_LRKV_RESIDUAL_H_
+#define LOWRANK_ATTENTION_CPU_LRKV_RESIDUAL_H_
+
+#include "core/lrkv.h"
+#include "cpu/microkernel.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+// Accumulators that are enough to hide the latency of a multiply-add.
+constexpr Index kResidualSums = 8;
+
+// Memory that is asked for a cache line at a time while something else is read.
+class Ahead {
+ public:
+  LA_METHOD Ahead(const void* memory, Index bytes)
+      : next_(static_cast<const char*>(memory)), end_(next_ + (memory == nullptr ? 0 : bytes)) {}
+
+  // Asks for as much as is read meanwhile.
+  LA_METHOD void fetch(Index bytes) {
+    const Index some = minimum(bytes, end_ - next_);
+    prefetch<3>(next_, some);
+    next_ += some;
+  }
+
+ private:
+  const char* next_;
+  const char* end_;
+};
+
+// scores[j] = Σ_c query[c]·latent[j][c] for `blocks` blocks of kLatentRows keys; latents [block][width][kLatentRows].
+template <DataType kType>
+static void residualScores(const void* latents, Index width, Index blocks, const float* query, float* scores,
+                           Ahead ahead) {
+  const Full d;
+  constexpr Index n = kLanes<Full>;
+  constexpr int kVecs = static_cast<int>(kLatentRows / n);
+  constexpr int kDepth = kVecs >= kResidualSums ? 1 : static_cast<int>(kResidualSums / kVecs);
+  static_assert(kRankStep % kDepth == 0);
+  for (Index block = 0; block < blocks; ++block) {
+    Vec<Full> sum[kDepth][kVecs];
+#pragma GCC unroll 8
+    for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 8
+      for (int v = 0; v < kVecs; ++v) sum[k][v] = hn::Zero(d);
+    }
+    for (Index c = 0; c < width; c += kDepth) {
+      ahead.fetch(kDepth * kLatentRows * elementBytes(kType));
+#pragma GCC unroll 8
+      for (int k = 0; k < kDepth; ++k) {
+        const auto q = hn::Set(d, query[c + k]);
+        const Index first = (block * width + c + k) * kLatentRows;
+#pragma GCC unroll 8
+        for (int v = 0; v < kVecs; ++v) {
+          sum[k][v] = hn::MulAdd(q, loadAs(d, kType, elementAt(latents, kType, first + v * n)), sum[k][v]);
+        }
+      }
+    }
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      auto total = sum[0][v];
+#pragma GCC unroll 8
+      for (int k = 1; k < kDepth; ++k) total = hn::Add(total, sum[k][v]);
+      hn::Store(total, d, scores + block * kLatentRows + v * n);
+    }
+  }
+}
+
+// sum[c] = sum[c]·decay + Σ_j weights[j·stride]·latents[j][c] for kVecs vectors from the first on.
+template <DataType kType, int kVecs, class D>
+LA_INLINE void residualColumns(D d, const void* latents, Index width, Index count, const float* weights, Index stride,
+                               float decay, float* sum, Ahead& ahead) {
+  constexpr Index n = kLanes<D>;
+  constexpr int kDepth = kVecs >= kResidualSums ? 1 : static_cast<int>(kResidualSums / kVecs);
+  Vec<D> total[kDepth][kVecs];
+#pragma GCC unroll 8
+  for (int k = 0; k < kDepth; ++k) {
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      total[k][v] = k == 0 ? hn::Mul(hn::Set(d, decay), hn::LoadU(d, sum + v * n)) : hn::Zero(d);
+    }
+  }
+  const auto add = [&](Index j, Vec<D>(&into)[kVecs]) {
+    const auto weight = hn::Set(d, weights[j * stride]);
+#pragma GCC unroll 8
+    for (int v = 0; v < kVecs; ++v) {
+      into[v] = hn::MulAdd(weight, loadAs(d, kType, elementAt(latents, kType, j * width + v * n)), into[v]);
+    }
+  };
+  Index j = 0;
+  for (; j + kDepth <= count; j += kDepth) {
+    ahead.fetch(kDepth * kVecs * n * elementBytes(kType));
+#pragma GCC unroll 8
+    for (int k = 0; k < kDepth; ++k) add(j + k, total[k]);
+  }
+  for (; j < count; ++j) add(j, total[0]);
+#pragma GCC unroll 8
+  for (int v = 0; v < kVecs; ++v) {
+    auto all = total[0][v];
+#pragma GCC unroll 8
+    for (int k = 1; k < kDepth; ++k) all = hn::Add(all, total[k][v]);
+    hn::StoreU(all, d, sum + v * n);
+  }
+}
+
+// sum[c] = sum[c]·decay + Σ_j weights[j·stride]·latents[j][c] over `count` keys; latents [count][width].
+template <DataType kType>
+static void residualOutput(const void* latents, Index width, Index count, const float* weights, Index stride,
+                           float decay, float* sum, Ahead ahead) {
+  constexpr Index n = kLanes<Full>;
+  Index c = 0;
+  const auto columns = [&](auto vecs, auto tag) {
+    constexpr int kVecs = decltype(vecs)::value;
+    residualColumns<kType, kVecs>(tag, elementAt(latents, kType, c), width, count, weights, stride, decay, sum + c,
+                                  ahead);
+    c += kVecs * kLanes<decltype(tag)>;
+  };
+  while (c + 8 * n <= width) columns(Constant<8>(), Full());
+  while (c + 4 * n <= width) columns(Constant<4>(), Full());
+  while (c + 2 * n <= width) columns(Constant<2>(), Full());
+  while (c + n <= width) columns(Constant<1>(), Full());
+  // Widths are multiples of kRankStep, which may be half a vector.
+  if constexpr (n > kRankStep) {
+    if (c < width) columns(Constant<1>(), hn::CappedTag<float, kRankStep>());
+  }
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_LRKV_RESIDUAL_H_

@@ -1,0 +1,294 @@
+// The two-part form: a panel whose rows are queries of all heads walks over the stored keys and values. For one tile of
+// T keys, with W rows as lanes:
+//   S [T][W]       = latents·q_latent, head by head, + base [T][baseDim]·q_base [baseDim][W]
+//   output [vb][W] = output·decay + value baseᵀ·P          sums [W][width] = sums·decay + P·value latents, head by head
+// The base is that of exact attention with a single key head, at the rate of a matrix product; the softmax between is
+// exact attention's too. Base and residual stand under the one softmax.
+#ifndef LOWRANK_ATTENTION_CPU_LRKV_TILE_H_
+#define LOWRANK_ATTENTION_CPU_LRKV_TILE_H_
+
+#include "cpu/arena.h"
+#include "cpu/flash.h"
+#include "cpu/lrkv_query.h"
+#include "cpu/lrkv_residual.h"
+
+namespace lowrank_attention::HWY_NAMESPACE {
+
+// Keys of a tile: a whole page, so that what a head reads of its latents is long, and what is done once a tile and head
+// is rare. Scores and queries still fit L1; half as many keys took a fifth longer (docs/performance.md).
+constexpr Index kLrkvTile = LrkvLayout::kPageRows;
+
+// Scratch of one worker beside its panels.
+struct LrkvScratch {
+  FlashScratch flash;
+  float* residual = nullptr;  // [W][kLrkvTile] scores of the latents
+  float* latents = nullptr;   // [kLrkvTile][widest value latents], for tiles with hidden keys
+};
+
+// Exact attention as the base alone would have it: one key/value head, which all heads share.
+LA_INLINE FullProblem baseProblemOf(const LrkvProblem& problem) {
+  FullProblem base = problem.full;
+  base.queryType = DataType::kFloat32;
+  base.keyType = problem.layout.type;
+  base.kvHeads = 1;
+  base.headDim = problem.layout.keyBaseDim;
+  base.valueDim = problem.layout.valueBaseDim;
+  return base;
+}
+
+LA_INLINE LrkvScratch placeLrkvScratch(const LrkvProblem& problem, const FullProblem& base, Index width,
+                                       Arena& memory) {
+  LrkvScratch scratch;
+  float* flash = memory.take<float>(flashScratchFloats(base, width));
+  if (flash != nullptr) scratch.flash = placeFlashScratch(base, width, flash);
+  scratch.residual = memory.take<float>(width * kLrkvTile);
+  scratch.latents = memory.take<float>(kLrkvTile * widest(problem.layout.valueStarts, problem.layout.kvHeads));
+  return scratch;
+}
+
+// What a tile is computed from and into, beside its panel.
+struct LrkvTile {
+  const LrkvProblem& problem;
+  const FullProblem& base;
+  const FullSequence& sequence;
+  const LrkvScratch& scratch;
+  const float* latentQueries;  // [rows of the sequence][queryWidth], scaled as the panel's queries
+  Index queryWidth;
+  Index sumWidth;  // of a row of sums
+};
+
+// The key or value bases of a sequence's pages, as head 0 or 1.
+LA_INLINE PagedRows basesOf(const LrkvLayout& layout, const FullSequence& sequence, bool values) {
+  return {sequence.key.pages, LrkvLayout::kPageRows, layout.valueBase(),
+          values ? layout.valueBaseDim : layout.keyBaseDim};
+}
+
+LA_INLINE const std::byte* pageOf(const FullSequence& sequence, Index key) {
+  return static_cast<const std::byte*>(sequence.key.pages[key / LrkvLayout::kPageRows]);
+}
+
+// Where the latents of a head lie that belong to the key of a page and the keys behind it.
+LA_INLINE const void* keyLatentsAt(const LrkvLayout& layout, const std::byte* page, Index kvHead, Index block) {
+  return elementAt(static_cast<const void*>(page), layout.type,
+                   layout.keyLatents(kvHead) + block * kLatentRows * layout.keyWidth(kvHead));
+}
+LA_INLINE const void* valueLatentsAt(const LrkvLayout& layout, const std::byte* page, Index kvHead, Index row) {
+  return elementAt(static_cast<const void*>(page), layout.type,
+                   layout.valueLatents(kvHead) + row * layout.valueWidth(kvHead));
+}
+
+// Asks for the latents of one tile of all heads, a cache line at a time, head after head: while the base is multiplied,
+// memory would have nothing to do.
+class LatentsAhead {
+ public:
+  LA_METHOD LatentsAhead(const LrkvTile& tile, KeyRange keys, bool values)
+      : layout_(tile.problem.layout), heads_(keys.begin < keys.end ? layout_.kvHeads : 0), values_(values) {
+    if (heads_ == 0) return;
+    page_ = pageOf(tile.sequence, keys.begin);
+    row_ = keys.begin % LrkvLayout::kPageRows;
+    count_ = keys.end - keys.begin;
+  }
+
+  LA_METHOD void operator()() {
+    if (next_ < end_) {
+      __builtin_prefetch(next_, 0, 2);
+      next_ += kCacheLine;
+    } else if (head_ < heads_) {
+      const Index width = values_ ? layout_.valueWidth(head_) : layout_.keyWidth(head_);
+      const void* first = values_ ? valueLatentsAt(layout_, page_, head_, row_)
+                                  : keyLatentsAt(layout_, page_, head_, row_ / kLatentRows);
+      next_ = static_cast<const char*>(first);
+      end_ = next_ + count_ * width * elementBytes(layout_.type);
+      ++head_;
+    }
+  }
+
+ private:
+  static constexpr Index kCacheLine = 64;
+  const LrkvLayout& layout_;
+  const Index heads_;
+  const bool values_;
+  const std::byte* page_ = nullptr;
+  Index row_ = 0;
+  Index count_ = 0;
+  Index head_ = 0;
+  const char* next_ = nullptr;
+  const char* end_ = nullptr;
+};
+
+// Calls visit(lane, key/value head) for the rows of the panel.
+template <class Visit>
+LA_INLINE void forLanes(const LrkvTile& tile, const Panel& panel, const Visit& visit) {
+  const Index group = tile.base.heads / tile.problem.layout.kvHeads;
+  PanelRows places(tile.base, panel);
+  for (Index lane = 0; lane < panel.rows; ++lane) visit(lane, places.next().head / group);
+}
+
+// scores [T][W] = what the latents add to each row's scores.
+template <class Shape, DataType kType>
+LA_INLINE void latentScores(const LrkvTile& tile, const Panel& panel, KeyRange keys) {
+  constexpr Index width = Shape::kWidth;
+  constexpr Index kRows = kRowBlock<Shape>;
+  const LrkvLayout& layout = tile.problem.layout;
+  const std::byte* page = pageOf(tile.sequence, keys.begin);
+  const Index row = keys.begin % LrkvLayout::kPageRows;
+  const Index firstBlock = row / kLatentRows;
+  const Index skip = row % kLatentRows;
+  const Index blocks = divideUp(skip + keys.end - keys.begin, kLatentRows);
+  const PagedRows values = basesOf(layout, tile.sequence, true);
+  forLanes(tile, panel, [&](Index lane, Index kvHead) {
+    const Index own = layout.keyWidth(kvHead);
+    float* scores = tile.scratch.residual + lane * kLrkvTile;
+    const bool last = kvHead + 1 == layout.kvHeads;
+    const Ahead ahead = last ? Ahead(valueLatentsAt(layout, page, 0, row),
+                                     (keys.end - keys.begin) * layout.valueWidth(0) * elementBytes(kType))
+                             : Ahead(keyLatentsAt(layout, page, kvHead + 1, firstBlock),
+                                     blocks * kLatentRows * layout.keyWidth(kvHead + 1) * elementBytes(kType));
+    residualScores<kType>(keyLatentsAt(layout, page, kvHead, firstBlock), own, blocks,
+                          tile.latentQueries + (panel.firstRow + lane) * tile.queryWidth, scores, ahead);
+    prefetchRows(values, layout.type, 1, layout.valueBaseDim, keys, lane, panel.rows);
+  });
+  for (Index lane = 0; lane < width; lane += kRows) {
+    const float* rows[kRows];
+    for (Index r = 0; r < kRows; ++r) {
+      // Lanes without a row repeat the first one; nobody looks at what they give.
+      rows[r] = tile.scratch.residual + (lane + r < panel.rows ? lane + r : 0) * kLrkvTile + skip;
+    }
+    rowsToLanes<kRows>(rows, keys.end - keys.begin, 1.0f, tile.scratch.flash.scores + lane, width);
+  }
+}
+
+// scores[j][row] *= the scale of key j in the row's head.
+template <class Shape>
+LA_INLINE void scaleScores(const LrkvTile& tile, const Panel& panel, KeyRange keys) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr Index width = Shape::kWidth;
+  constexpr Index kRows = kRowBlock<Shape>;
+  const LrkvLayout& layout = tile.problem.layout;
+  const Index count = keys.end - keys.begin;
+  const auto* scales = reinterpret_cast<const float*>(pageOf(tile.sequence, keys.begin) + layout.scalesAt()) +
+                       keys.begin % LrkvLayout::kPageRows;
+  const float* rows[width];
+  for (Index lane = 0; lane < width; ++lane) rows[lane] = scales;
+  forLanes(tile, panel, [&](Index lane, Index kvHead) { rows[lane] = scales + kvHead * LrkvLayout::kPageRows; });
+  float* factors = tile.scratch.flash.mask;
+  for (Index lane = 0; lane < width; lane += kRows) rowsToLanes<kRows>(rows + lane, count, 1.0f, factors + lane, width);
+  float* scores = tile.scratch.flash.scores;
+  for (Index i = 0; i < count * width; i += kLanes<D>) {
+    hn::Store(hn::Mul(hn::Load(d, scores + i), hn::Load(d, factors + i)), d, scores + i);
+  }
+}
+
+// sums [W][sumWidth] = sums·decay + P·value latents.
+template <class Shape, DataType kType>
+LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, bool hidden,
+                            const float* decay, float* sums) {
+  constexpr Index width = Shape::kWidth;
+  const LrkvLayout& layout = tile.problem.layout;
+  const std::byte* page = pageOf(tile.sequence, keys.begin);
+  const Index row = keys.begin % LrkvLayout::kPageRows;
+  const Index count = keys.end - keys.begin;
+  const PagedRows bases = basesOf(layout, tile.sequence, false);
+  Index looked = -1;  // the head whose tile was looked through
+  bool finite = true;
+  forLanes(tile, panel, [&](Index lane, Index kvHead) {
+    const Index own = layout.valueWidth(kvHead);
+    const void* latents = valueLatentsAt(layout, page, kvHead, row);
+    const float* weights = tile.scratch.flash.scores + lane;
+    float* sum = sums + lane * tile.sumWidth;
+    if (hidden) {
+      const float* plain = asFloat32(kType, latents, count * own, tile.scratch.latents);
+      if (looked != kvHead) finite = finiteRow(plain, count * own);
+      looked = kvHead;
+      if (!finite) {
+        for (Index c = 0; c < own; ++c) sum[c] *= decay[lane];
+        addVisibleValues({plain, own}, count, own, weights, width, 1, sum, 1, 1);
+        return;
+      }
+    }
+    const bool last = kvHead + 1 == layout.kvHeads;
+    const Ahead ahead = last ? Ahead(nullptr, 0)
+                             : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
+                                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
+    residualOutput<kType>(latents, own, count, weights, width, decay[lane], sum, ahead);
+    if (next.begin < next.end) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next, lane, panel.rows);
+  });
+}
+
+// One tile of keys, all on one page, for one panel. `key` and `value` are its bases.
+template <class Shape, DataType kType>
+LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, const TileRows& key,
+                        const TileRows& value, FiniteTile& finiteValues, float* sums) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr int kVecs = Shape::kVectors;
+  constexpr Index width = Shape::kWidth;
+  const FullProblem& base = tile.base;
+  const Index count = keys.end - keys.begin;
+  float* scores = tile.scratch.flash.scores;
+
+  latentScores<Shape, kType>(tile, panel, keys);
+  LatentsAhead valuesAhead(tile, keys, true);
+  forRowGroups<kMaxRows<kVecs>>(count, [&](Index first, auto rows) {
+    float* target = scores + first * width;
+    outerProduct<decltype(rows)::value, kVecs>(
+        d, key.data + first * key.rowStride, key.rowStride, 1, panel.query, width, base.headDim,
+        [&](int r, int v) { return hn::Load(d, target + r * width + v * kLanes<D>); },
+        [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, target + r * width + v * kLanes<D>); },
+        [&] { valuesAhead(); });
+  });
+  if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
+  alignas(64) float decay[width];
+  const bool hidden = weighTile<Shape>(base, tile.sequence, panel, keys, tile.scratch.flash, decay);
+  if (hidden && !finiteValues.holds()) {
+    for (Index i = 0; i < base.valueDim * width; ++i) panel.output[i] *= decay[i % width];
+    addVisibleValues(value, count, base.valueDim, scores, width, width, panel.output, 1, width);
+  } else {
+    LatentsAhead keysAhead(tile, next, false);
+    forRowGroups<kMaxRows<kVecs>>(base.valueDim, [&](Index first, auto rows) {
+      float* output = panel.output + first * width;
+      outerProduct<decltype(rows)::value, kVecs>(
+          d, value.data + first, 1, value.rowStride, scores, width, count,
+          [&](int r, int v) {
+            return hn::Mul(hn::Load(d, output + r * width + v * kLanes<D>), hn::Load(d, decay + v * kLanes<D>));
+          },
+          [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); },
+          [&] { keysAhead(); });
+    });
+  }
+  latentOutput<Shape, kType>(tile, panel, keys, next, hidden, decay, sums);
+}
+
+// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with
+// garbage, when the call is aborted.
+template <class Shape, DataType kType>
+LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
+                           const Execution& execution) {
+  const LrkvLayout& layout = tile.problem.layout;
+  const PagedRows keyBases = basesOf(layout, tile.sequence, false);
+  const PagedRows valueBases = basesOf(layout, tile.sequence, true);
+  forTiles(keys, kLrkvTile, [&](KeyRange range) {
+    if (execution.aborted()) return false;
+    if (hiddenFromAll(tile.base, tile.sequence, range)) return true;
+    const KeyRange next = {range.end, minimum(range.end + kLrkvTile, keys.end)};
+    const TileRows key = tileRows(keyBases, kType, 0, layout.keyBaseDim, range, tile.scratch.flash.key);
+    const TileRows value = tileRows(valueBases, kType, 1, layout.valueBaseDim, range, tile.scratch.flash.value);
+    FiniteTile finiteValues(value, range.end - range.begin, layout.valueBaseDim);
+    for (Index p = 0; p < panelCount; ++p) {
+      const Panel& panel = panels[p];
+      const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
+      if (part.begin >= part.end) continue;
+      const Index skip = part.begin - range.begin;
+      lrkvTile<Shape, kType>(tile, panel, part, p + 1 == panelCount ? next : KeyRange(),
+                             {key.data + skip * key.rowStride, key.rowStride},
+                             {value.data + skip * value.rowStride, value.rowStride}, finiteValues,
+                             sums + p * Shape::kWidth * tile.sumWidth);
+    }
+    return true;
+  });
+}
+
+}  // namespace lowrank_attention::HWY_NAMESPACE
+
+#endif  // LOWRANK_ATTENTION_CPU_LRKV_TILE_H_

@@ -36,6 +36,31 @@ export function withConverted(weights: EncoderWeights, converted: readonly LrkvW
   return { ...weights, layers };
 }
 
+/** The encoder with attention over base and latents, as the converted layers have them. */
+export function withLrkv(weights: EncoderWeights, converted: readonly LrkvWeights[]): EncoderWeights {
+  const linear = (kernel: Tensor, bias: Tensor | undefined): Linear => ({
+    kernel: kernel as Matrix,
+    bias: bias === undefined ? new Float32Array(kernel.dims[1]) : (bias.data as Float32Array),
+  });
+  const layers = weights.layers.map((layer, index) => {
+    const of = converted[index];
+    const { keyUp, keyRanks, keyGauge, valueUp, valueRanks, valueGauge } = of;
+    const lrkv = {
+      keyBase: linear(of.keyBase, of.keyBaseBias),
+      keyLatent: linear(of.keyDown, of.keyDownBias),
+      valueBase: linear(of.valueBase, of.valueBaseBias),
+      valueLatent: linear(of.valueDown, of.valueDownBias),
+      model: {
+        ...{ keyUp, keyRanks, valueUp, valueRanks },
+        ...(keyGauge && { keyGauge }),
+        ...(valueGauge && { valueGauge }),
+      },
+    };
+    return { ...layer, lrkv };
+  });
+  return { ...weights, layers };
+}
+
 /** What enters the attention of a layer for one padded batch. */
 export interface AttentionInput {
   readonly x: Matrix;

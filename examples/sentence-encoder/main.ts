@@ -8,6 +8,7 @@ import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from '.
 import { encodeAll } from './batches';
 import { type Passage, readParagraphs, toPassages } from './book';
 import { compare, tolerance } from './comparison';
+import { askConverted, type Book } from './converted';
 import { compareMethods } from './methods';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
@@ -24,6 +25,7 @@ interface Options {
   readonly threads?: number;
   readonly peer: boolean;
   readonly methods: boolean;
+  readonly lrkv: boolean;
   readonly page: string;
 }
 
@@ -54,6 +56,7 @@ async function main(): Promise<void> {
   printTimes(passages, paragraphs.length, total, times);
   if (options.peer) await compareWithPeer(weights, passages, threads);
   if (options.methods) await compareMethods(paragraphs, options.page, threads);
+  if (options.lrkv) await askConverted(queries, options.top, { weights, tokenizer, passages, embeddings, threads });
 }
 
 function parseArguments(): Options {
@@ -65,6 +68,7 @@ function parseArguments(): Options {
     .option('--threads <n>', 'most threads to use (default: all cores)', positive)
     .option('--no-peer', 'do not compare with tfjs')
     .option('--no-methods', 'do not compare exact attention with other methods')
+    .option('--no-lrkv', 'do not ask the model converted to LRKV as well')
     .option('--page <file>', 'where that comparison writes its page', 'compare.html')
     .helpOption('-h, --help', 'show this help')
     .allowExcessArguments(false)
@@ -136,14 +140,6 @@ async function embedWithProgress(
 
 function piecesOf(passages: readonly Passage[]): number {
   return passages.reduce((sum, passage) => sum + passage.ids.length, 0);
-}
-
-interface Book {
-  readonly weights: EncoderWeights;
-  readonly tokenizer: Tokenizer;
-  readonly passages: readonly Passage[];
-  readonly embeddings: Matrix;
-  readonly threads: number;
 }
 
 async function answer(queries: readonly string[], top: number, book: Book): Promise<void> {

@@ -1,9 +1,20 @@
 import { attention } from '../../full';
+import type { AttentionOptions } from '../../full-options';
+import { lrkvAttention } from '../../lrkv';
+import type { LrkvRows } from '../../lrkv-rows';
 import { matmul } from '../../matmul';
 import { type TensorOf, tensor } from '../../tensor';
 import { headsFirst, type Inputs } from '../inputs';
 import { add, addBias, addBiasRelu, layerNorm, meanOverLength, tanhNormalised } from './elementwise';
-import { type EncoderWeights, type Layer, type LayerNorm, type Linear, type Matrix, matrix } from './weights';
+import {
+  type EncoderWeights,
+  type Layer,
+  type LayerNorm,
+  type Linear,
+  type LrkvProjections,
+  type Matrix,
+  matrix,
+} from './weights';
 import { Workspace } from './workspace';
 
 /** Pieces after this many are not read: so says the model's graph. */
@@ -138,16 +149,22 @@ interface HeadRows extends TensorOf<'float32'> {
 /** x [batch · length, inner] → [batch · length, 512]. Padded positions are not seen; what they see is undefined. */
 export async function selfAttention(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
   const { lengths, workspace, options } = batch;
-  const { query, key, value } = await project(layer, x, batch);
   const seen = workspace.matrix('seen', ...x.dims);
-  await timed(options, 'attention', () =>
-    attention(query, key, value, {
-      layout: 'blhd',
-      keyLengths: lengths,
-      out: byHead(layer, seen, batch),
-      ...(options.threads === undefined ? {} : { threads: options.threads }),
-    }),
-  );
+  const how: AttentionOptions = {
+    layout: 'blhd',
+    keyLengths: lengths,
+    out: byHead(layer, seen, batch),
+    ...(options.threads === undefined ? {} : { threads: options.threads }),
+  };
+  if (layer.lrkv === undefined) {
+    const { query, key, value } = await project(layer, x, batch);
+    await timed(options, 'attention', () => attention(query, key, value, how));
+  } else {
+    const { model, ...projections } = layer.lrkv;
+    const query = byHead(layer, await linear(layer.query, x, 'query', batch), batch);
+    const rows = await lrkvRows(projections, x, batch);
+    await timed(options, 'attention', () => lrkvAttention(query, { ...rows, ...model }, how));
+  }
   return linear(layer.output, seen, 'mixed', batch);
 }
 
@@ -156,6 +173,20 @@ async function project(layer: Layer, x: Matrix, batch: Batch): Promise<Record<'q
   const projected = async (name: 'query' | 'key' | 'value') =>
     byHead(layer, await linear(layer[name], x, name, batch), batch);
   return { query: await projected('query'), key: await projected('key'), value: await projected('value') };
+}
+
+/** x [batch · length, inner] → [batch, length, columns] each. */
+async function lrkvRows(of: Omit<LrkvProjections, 'model'>, x: Matrix, batch: Batch): Promise<LrkvRows> {
+  const rows = async (name: keyof LrkvRows) => {
+    const { data, dims } = await linear(of[name], x, name, batch);
+    return tensor(data, [batch.lengths.length, batch.length, dims[1]]);
+  };
+  return {
+    keyBase: await rows('keyBase'),
+    keyLatent: await rows('keyLatent'),
+    valueBase: await rows('valueBase'),
+    valueLatent: await rows('valueLatent'),
+  };
 }
 
 /** [batch · length, heads · headDim] is [batch, length, heads, headDim] without moving anything: hence 'blhd'. */

@@ -22,8 +22,11 @@ export interface Book {
 /** Of the cache that exact attention has. */
 const share = 0.625;
 
-/** Pieces to calibrate on: some hundred for each of the 512 directions that an input has. */
-const calibrationPieces = 16_384;
+/** Pieces to calibrate on: some for each of the 512 directions that an input has. */
+const calibrationPieces = 8192;
+
+/** The others that there would be by default better no figure that is shown. */
+const iterations = 10;
 
 /** The best so many passages are compared. */
 const compared = 10;
@@ -40,6 +43,7 @@ export async function askConverted(queries: readonly string[], top: number, book
   const calibration = await hiddenStates(weights, sample, { threads });
   const { layers, report } = await fitLrkv(weights.layers.map(attentionWeights), {
     budget: share,
+    iterations,
     calibration,
     threads,
   });

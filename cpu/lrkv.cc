@@ -15,6 +15,9 @@ std::size_t lrkvWorkspaceBytes(const LrkvProblem& problem, Index threads) {
 
 namespace {
 
+// Key/value heads whose queries make one unit: all of B_hᵀ has to be read for a position's.
+constexpr Index kQueryHeads = 8;
+
 struct Call {
   const LrkvProblem& problem;
   const LrkvWorkspace& space;
@@ -40,8 +43,9 @@ LA_INLINE void storeRows(const Call& call) {
   });
 }
 
-// The queries of one position of a sequence, of all heads: what meets the base, and what meets the latents.
-LA_INLINE void splitQueries(const Call& call, Index s, Index query, std::byte* memory) {
+// The queries of one position of a sequence, of the heads that read some key/value heads: what meets the base, and what
+// meets the latents.
+LA_INLINE void splitQueries(const Call& call, Index s, Index query, Index firstHead, std::byte* memory) {
   const LrkvModel& model = call.problem.model;
   const LrkvLayout& layout = call.problem.layout;
   const FullProblem& full = call.problem.full;
@@ -51,8 +55,8 @@ LA_INLINE void splitQueries(const Call& call, Index s, Index query, std::byte* m
   Arena arena(memory);
   const QueryScratch scratch = placeQueryScratch(model, arena);
   turnTo(model, query + sequence.offset, scratch);
-  Index before = 0;
-  for (Index kvHead = 0; kvHead < layout.kvHeads; ++kvHead) {
+  Index before = ranksBefore(model.key, firstHead);
+  for (Index kvHead = firstHead; kvHead < minimum(firstHead + kQueryHeads, layout.kvHeads); ++kvHead) {
     for (Index head = kvHead * group; head < (kvHead + 1) * group; ++head) {
       const Index at = head * sequence.query.headStride + query * sequence.query.rowStride;
       prepareQuery(model, full.queryType, elementAt(sequence.query.data, full.queryType, at), scratch);
@@ -215,11 +219,12 @@ void runLrkv(const LrkvProblem& problem, const Execution& execution) {
     for (Index s = 0; s < full.sequenceCount; ++s) {
       if (!space.plans[s].materialised) queries = maximum(queries, full.sequences[s].queries);
     }
-    forEachUnit(execution, full.sequenceCount * queries, [&](Index worker, Index unit) {
-      const Index s = unit / queries;
-      const Index query = unit % queries;
+    const Index parts = divideUp(problem.layout.kvHeads, kQueryHeads);
+    forEachUnit(execution, full.sequenceCount * queries * parts, [&](Index worker, Index unit) {
+      const Index s = unit / (queries * parts);
+      const Index query = unit / parts % queries;
       if (space.plans[s].materialised || query >= full.sequences[s].queries) return;
-      splitQueries(call, s, query, call.worker(worker));
+      splitQueries(call, s, query, unit % parts * kQueryHeads, call.worker(worker));
     });
     if (execution.aborted()) return;
     switch (problem.layout.type) {

@@ -77,8 +77,8 @@ LA_INLINE const void* valueLatentsAt(const LrkvLayout& layout, const std::byte* 
                    layout.valueLatents(kvHead) + row * layout.valueWidth(kvHead));
 }
 
-// Asks for the latents of one tile of all heads, a cache line at a time, head after head: while the base is multiplied,
-// memory would have nothing to do.
+// Asks for the latents of one tile of all heads, two cache lines at a time, head after head: while the base is
+// multiplied, memory would have nothing to do.
 class LatentsAhead {
  public:
   LA_METHOD LatentsAhead(const LrkvTile& tile, KeyRange keys, bool values)
@@ -91,8 +91,8 @@ class LatentsAhead {
 
   LA_METHOD void operator()() {
     if (next_ < end_) {
-      __builtin_prefetch(next_, 0, 2);
-      next_ += kCacheLine;
+      prefetch<2>(next_, kStep);
+      next_ += kStep;
     } else if (head_ < heads_) {
       const Index width = values_ ? layout_.valueWidth(head_) : layout_.keyWidth(head_);
       const void* first = values_ ? valueLatentsAt(layout_, page_, head_, row_)
@@ -104,7 +104,7 @@ class LatentsAhead {
   }
 
  private:
-  static constexpr Index kCacheLine = 64;
+  static constexpr Index kStep = 128;
   const LrkvLayout& layout_;
   const Index heads_;
   const bool values_;

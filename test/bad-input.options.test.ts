@@ -344,6 +344,7 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
     };
   }
   if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
+  if (name.startsWith('AttentionLayer')) return { ...general, keyLengths: wrongLengths('keyLengths', 3) };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
   if (name.startsWith('lowRankAttention')) return general;
   if (/^(headSimilarity|linearCka|principalAngles)/.test(name)) return general;

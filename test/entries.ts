@@ -5,6 +5,7 @@ import {
   attention,
   attentionFactors,
   attentionFactorsSync,
+  attentionLayer,
   attentionRowKl,
   attentionSync,
   attentionWithLse,
@@ -47,6 +48,7 @@ import {
 import type { LrkvCache } from '../lib/lrkv-cache';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
+import { layerWeights } from './layer-data';
 import { projection } from './linformer-run';
 import { lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
 
@@ -183,6 +185,19 @@ const stateMethod =
     return (state[name] as Loose)(...args);
   };
 
+const smallWeights = layerWeights({ kvHeads: 2 });
+const smallLayer = attentionLayer(smallWeights);
+const smallMatrices = Object.fromEntries(
+  (['query', 'key', 'value', 'output'] as const).map((name) => [`weights.${name}`, smallWeights[name]]),
+);
+
+const layerMethod =
+  (name: 'step' | 'stepSync'): Loose =>
+  (hidden, options) => {
+    const caches = [smallLayer.createCache(), smallLayer.createCache()];
+    return (smallLayer[name] as Loose)(hidden, caches, options);
+  };
+
 function append(make: () => AnyState, key: unknown, value: unknown, options: unknown): number {
   using state = make();
   try {
@@ -197,6 +212,7 @@ function append(make: () => AnyState, key: unknown, value: unknown, options: unk
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
 const ranked = { rank: { value: 2, enumerable: true } };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
+const hiddenStates = { tensors: { hidden: normal([2, 3, 20], 24) }, rank: 3, outDims: [2, 3, 20] };
 const representations = { tensors: { x: normal([7, 3], 18), y: normal([7, 2], 19) }, rank: 2 };
 
 /** Functions that take options, `out` among them. */
@@ -250,6 +266,18 @@ export const calls: readonly Entry[] = [
     [stateMethod(smallLinearState, 'attend'), stateMethod(smallLinearState, 'attendSync')],
     one,
     (of, t, options) => of(t.query, options),
+  ),
+  ...pair(
+    'AttentionLayer.forward',
+    [
+      (hidden, options) => smallLayer.forward(hidden, options),
+      (hidden, options) => smallLayer.forwardSync(hidden, options),
+    ],
+    hiddenStates,
+    (of, t, options) => of(t.hidden, options),
+  ),
+  ...pair('AttentionLayer.step', [layerMethod('step'), layerMethod('stepSync')], hiddenStates, (of, t, options) =>
+    of(t.hidden, options),
   ),
   ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { ...three, tensors: { q } }, lrkvCall),
   ...pair(
@@ -310,6 +338,18 @@ export const entries: readonly Entry[] = [
   ...pair('principalAngles', [principalAngles, principalAnglesSync], representations, (of, t, options) =>
     of(t.x, t.y, options),
   ),
+  {
+    name: 'attentionLayer',
+    asynchronous: false,
+    optionless: true,
+    tensors: smallMatrices,
+    rank: 2,
+    call: (t) => {
+      const weights = Object.entries(t).map(([name, matrix]) => [name.replace('weights.', ''), matrix]);
+      const layer = (attentionLayer as Loose)({ ...smallWeights, ...Object.fromEntries(weights) });
+      return (layer as typeof smallLayer).forwardSync(hiddenStates.tensors.hidden);
+    },
+  },
   {
     name: 'approximationError',
     asynchronous: false,

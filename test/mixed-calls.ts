@@ -5,6 +5,7 @@ import {
   attention,
   attentionFactors,
   attentionFactorsSync,
+  attentionLayer,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
@@ -48,6 +49,7 @@ import {
   type TensorOf,
 } from '../lib';
 import { filled, type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { layerBiases, layerWeights } from './layer-data';
 import { projection } from './linformer-run';
 import { once } from './rows';
 
@@ -283,6 +285,28 @@ function cacheCalls(type: DataType): MixedCall[] {
   return [...attends, withLse, batch];
 }
 
+/** A prompt, and a step of sequences of different lengths, each on a fork so that every call finds the same past. */
+function layerCalls(type: DataType): MixedCall[] {
+  const weights = layerWeights({ modelDim: 48, heads: 4, kvHeads: 2, headDim: 32 }, 33, type);
+  const layer = attentionLayer({ ...weights, ...layerBiases(weights), rope: { frequencies: ropeFrequencies(32) } });
+  const hidden = normal([2, 70, 48], 34, type);
+  const next = normal([3, 1, 48], 35, type);
+  const caches = [3, 130, 1030].map((length) => filledCache(length, type));
+  const forked = () => caches.map((cache) => cache.fork());
+  return [
+    pair(
+      `forward of a layer in ${type}`,
+      (options) => layer.forwardSync(hidden, options),
+      (options) => layer.forward(hidden, options),
+    ),
+    pair(
+      `step of a layer in ${type}`,
+      (options) => layer.stepSync(next, forked(), options),
+      (options) => layer.step(next, forked(), options),
+    ),
+  ];
+}
+
 /** Of two-part keys, of whole ones that are rotated, and from a cache. */
 function lrkvCalls(type: DataType): MixedCall[] {
   const model = { keyUp: normal([24, 32], 41), valueUp: normal([20, 24], 42), keyRanks: [7, 17], valueRanks: [12, 8] };
@@ -342,6 +366,7 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     ...linformerCalls(type),
     ...lrkvCalls(type),
     ...linearCalls(type),
+    ...layerCalls(type),
   ]),
   lowRankCall('bfloat16'),
   ...analysisCalls(),

@@ -11,7 +11,7 @@ import { transpose } from '../analysis/matrix';
 import { eigenOf, float64, type Matrices, svdOf } from '../linalg';
 import { normals } from '../random';
 import { attempt } from '../read';
-import type { Rope } from '../rope';
+import type { CheckedRope } from '../rope';
 import { type Steps, step } from '../steps';
 import { add, inner, matrices, type Run, regroup, repeat, spectralMap, subtract } from './algebra';
 import { diagonalBlocks, type Objective, pairOf } from './moments';
@@ -22,7 +22,7 @@ export type Gauge = 'free' | 'rope-pair' | 'identity' | 'none';
 export interface FitPlan {
   readonly gauge: Gauge;
   /** Of 'rope-pair', and where latents are whole pairs. */
-  readonly rope: Rope | undefined;
+  readonly rope: CheckedRope | null;
   /** Residuals are made of whole rotary pairs of their head, so that they rotate as it does ('intertwined'). */
   readonly pairs: boolean;
   readonly iterations: number;
@@ -45,14 +45,16 @@ export interface Factors {
   readonly history: readonly number[];
 }
 
-/** An iteration that betters the error by a smaller share is the last. */
+/** An iteration that betters the error by a smaller share is the last, */
 const leastGain = 1e-12;
+/** but not where the error is so small a share of the energy that rounding hides what an iteration gains. */
+const hidden = 1e-14;
 /** Directions of the base with less than this share of the largest energy are none. */
 const negligible = 1e-14;
 
 /** Fits residuals of so many directions a head, and the base under them. */
 export function* alternate(objective: Objective, ranks: readonly number[], plan: FitPlan, run: Run): Steps<Factors> {
-  const { heads, gram } = objective;
+  const { heads, gram, energies } = objective;
   const blocks = diagonalBlocks(gram, heads);
   const { gauge } = plan;
   if (gauge === 'none') {
@@ -62,6 +64,7 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     return { gauge, base: null, gauges: null, directions, spectra, history: [error] };
   }
   let base = yield* startOf(objective, plan, run);
+  const energy = energies.reduce((sum, each) => sum + each, 0);
   const history: number[] = [];
   /** What the residuals are of: the base and gauges they were taken under. */
   let before: { base: Matrices; gauges: Matrices; kept: Matrices } | undefined;
@@ -87,8 +90,8 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     history.push(error);
     attempt('onProgress', () => plan.onIteration?.(iteration, error));
     const last = history.at(-2);
-    if (iteration >= plan.iterations || (last !== undefined && last - error <= leastGain * error))
-      return { gauge, base, gauges, directions, spectra, history };
+    const settled = last !== undefined && last - error <= leastGain * error && error > hidden * energy;
+    if (settled || iteration >= plan.iterations) return { gauge, base, gauges, directions, spectra, history };
 
     // S = Σ (Y_h − R_h)·G_hᵀ·(Σ G_h·G_hᵀ)⁻¹, where R_h = (Y_h − S·G_h)·B·Bᵀ of the directions B that are kept.
     const kept = keep(directions, ranks);
@@ -140,7 +143,7 @@ function* directionsOf(
   const { batch: heads, rows: width } = grams;
   const directions = matrices(float64('weights', grams.data.length), heads, width, width);
   const spectra = float64('weights', heads * width);
-  if (pairs && rope !== undefined) {
+  if (pairs && rope !== null) {
     for (let head = 0; head < heads; head++) {
       const energy = (i: number): number => Math.max(0, grams.data[head * width * width + i * (width + 1)] as number);
       const byEnergy = Array.from({ length: width / 2 }, (_, pair) => {
@@ -197,7 +200,7 @@ function* gaugesOf(
   const gauges = float64('weights', ofHeads.data.length);
   for (let head = 0; head < heads; head++) {
     for (let pair = 0; pair < width / 2; pair++) {
-      const [a, b] = pairOf(pair, width, rope as Rope);
+      const [a, b] = pairOf(pair, width, rope as CheckedRope);
       const of = ({ data }: Matrices, item: number, row: number, column: number): number =>
         data[(item * width + row) * width + column] as number;
       const energy = of(square, 0, a, a) + of(square, 0, b, b);
@@ -218,7 +221,7 @@ function* gaugesOf(
 function* startOf(objective: Objective, { gauge, rope }: FitPlan, run: Run): Steps<Matrices> {
   const { width, roots, gram } = objective;
   if (gauge === 'free') return yield* leadingOf(gram, width, run);
-  if (gauge === 'rope-pair') return yield* leadingPairs(objective, rope as Rope, run);
+  if (gauge === 'rope-pair') return yield* leadingPairs(objective, rope as CheckedRope, run);
   // Σ Y_h·N_h·(Σ N_h²)⁻¹
   const stacked = regroup(roots, 1);
   return yield* times(stacked, yield* spectralMap(yield* inner(stacked, stacked, run), inverse, run), run);
@@ -254,7 +257,7 @@ function* leadingOf(gram: Matrices, count: number, run: Run): Steps<Matrices> {
  * c whose pair j, as the complex column s_j = S_a + i·S_b, is the leading left singular vector of the complex columns of
  * pair j of all heads.
  */
-function* leadingPairs({ heads, width, gram }: Objective, rope: Rope, run: Run): Steps<Matrices> {
+function* leadingPairs({ heads, width, gram }: Objective, rope: CheckedRope, run: Run): Steps<Matrices> {
   const size = 2 * heads;
   const grams = matrices(float64('weights', (width / 2) * size * size), width / 2, size, size);
   const place = (head: number, member: number): number => head * width + member;

@@ -8,7 +8,7 @@
  */
 import { transpose } from '../analysis/matrix';
 import { float64, type Matrices } from '../linalg';
-import type { Rope } from '../rope';
+import { type CheckedRope, pairings } from '../rope';
 import type { Steps } from '../steps';
 import { inner, joinHeads, matrices, type Run, spectralMap, splitHeads } from './algebra';
 
@@ -105,15 +105,15 @@ export function* valueMetric(output: Matrices, heads: number, kvHeads: number, r
 /** What is known of the norms of queries and keys: the mean squares of a head are taken for those of every token. */
 export interface Norms {
   /** `[headDim]` gains where there is normalisation; null where there is none. */
-  readonly query: Float64Array | null;
-  readonly key: Float64Array | null;
+  readonly query: ArrayLike<number> | null;
+  readonly key: ArrayLike<number> | null;
 }
 
 /** Σ E[q·qᵀ] over the query heads of each group; diagonal and equal on pairs where there is rotary embedding. */
 export function* keyMetric(
   { query, key }: { readonly query: Matrices; readonly key: Matrices },
   moment: SecondMoment,
-  { heads, kvHeads, rope, norms }: { heads: number; kvHeads: number; rope: Rope | undefined; norms: Norms },
+  { heads, kvHeads, rope, norms }: { heads: number; kvHeads: number; rope: CheckedRope | null; norms: Norms },
   run: Run,
 ): Steps<Matrices> {
   const ownMoments = function* (of: Matrices, count: number): Steps<Matrices> {
@@ -127,7 +127,7 @@ export function* keyMetric(
     const ofKeys = yield* ownMoments(key, kvHeads);
     scaleBy(metric, norms.key, meanSquares(ofKeys));
   }
-  return rope === undefined ? metric : averageOverAngles(metric, rope);
+  return rope === null ? metric : averageOverAngles(metric, rope);
 }
 
 /** Mean of the diagonal of each matrix. */
@@ -140,12 +140,12 @@ function meanSquares({ data, batch, rows }: Matrices): Float64Array {
 }
 
 /** Moments of queries that were divided by their root mean square and multiplied by gains. */
-function normalise(moments: Matrices, gain: Float64Array): void {
+function normalise(moments: Matrices, gain: ArrayLike<number>): void {
   scaleBy(moments, gain, meanSquares(moments));
 }
 
 /** diag(gain)·M·diag(gain) / square of each; a head whose mean square is 0 stays as it is. */
-function scaleBy({ data, rows }: Matrices, gain: Float64Array, squares: Float64Array): void {
+function scaleBy({ data, rows }: Matrices, gain: ArrayLike<number>, squares: Float64Array): void {
   for (let i = 0; i < data.length; i++) {
     const square = squares[Math.floor(i / (rows * rows))] as number;
     const gains = (gain[Math.floor(i / rows) % rows] as number) * (gain[i % rows] as number);
@@ -154,11 +154,11 @@ function scaleBy({ data, rows }: Matrices, gain: Float64Array, squares: Float64A
 }
 
 /** The members of pair i of a head that is rotated. */
-export function pairOf(pair: number, width: number, rope: Rope): readonly [number, number] {
-  return rope.pairing === 'interleaved' ? [2 * pair, 2 * pair + 1] : [pair, pair + width / 2];
+export function pairOf(pair: number, width: number, rope: CheckedRope): readonly [number, number] {
+  return rope.pairing === pairings.interleaved ? [2 * pair, 2 * pair + 1] : [pair, pair + width / 2];
 }
 
-function averageOverAngles({ data, batch, rows: width }: Matrices, rope: Rope): Matrices {
+function averageOverAngles({ data, batch, rows: width }: Matrices, rope: CheckedRope): Matrices {
   const metric = float64('weights', data.length);
   for (let head = 0; head < batch; head++) {
     const first = head * width * width;

@@ -4,11 +4,11 @@ import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
 import type { Matrices } from '../linalg';
+import { storedStep } from '../lrkv-model';
 import { attempt, isArray, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
-import { type AttentionShape, type AttentionWeights, checkAttentionWeights } from '../weights';
+import { type AttentionWeights, type CheckedWeights, checkAttentionWeights } from '../weights';
 import type { Gauge } from './als';
-import { storedStep } from './ranks';
 
 /** Keys or values. */
 export type Side = 'key' | 'value';
@@ -89,9 +89,7 @@ export type RankRule =
   | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
 
 /** One layer, checked. */
-export interface FitLayer {
-  readonly weights: AttentionWeights;
-  readonly shape: AttentionShape;
+export interface FitLayer extends CheckedWeights<AttentionWeights> {
   readonly name: string;
   readonly hidden: Matrices | null;
   readonly gauges: Readonly<Record<Side, Gauge>>;
@@ -164,8 +162,23 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
 
   const ropeMode =
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
-  if (copy.ropeMode !== undefined && checked.every(({ weights }) => weights.rope === undefined))
+  if (copy.ropeMode !== undefined && checked.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
+  for (const { rope, keyNorm, name } of checked) {
+    if (
+      rope !== null &&
+      ropeMode === 'intertwined' &&
+      keyNorm !== null &&
+      keyNorm.gain !== null &&
+      keyNorm.gainOrder === 0
+    )
+      throw expected(
+        'ERR_UNSUPPORTED',
+        'ropeMode',
+        `'exact' where \`${name}\` has a key gain before the rotation`,
+        ropeMode,
+      );
+  }
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
     copy.sensitivity === undefined
@@ -177,7 +190,8 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
     throw expected('ERR_ARGUMENT', 'sensitivity', 'nothing without `budget`', copy.sensitivity);
 
   const tensors = checkCalibration(copy.calibration, single, count);
-  const layers = checked.map(({ weights, shape, name }, layer): FitLayer => {
+  const layers = checked.map((entry, layer): FitLayer => {
+    const { shape, rope } = entry;
     const hidden =
       tensors === undefined ? null : checkMatrix(nameOf('calibration', layer), tensors[layer] as Tensor, 1);
     if (hidden !== null && hidden.columns !== shape.modelDim)
@@ -185,8 +199,8 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
         hidden.rows,
         hidden.columns,
       ]);
-    const gauges = gaugesOf(weights.rope !== undefined);
-    return { weights, shape, name, hidden, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
+    const gauges = gaugesOf(rope !== null);
+    return { ...entry, hidden, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
   });
 
   const { onProgress } = copy;
@@ -261,11 +275,11 @@ function checkRule(
   if (budget !== undefined) return checkBudget(budget);
 
   const dims = (layer: number) => {
-    const { shape, weights } = layers[layer] as FitLayer;
+    const { shape, rope } = layers[layer] as FitLayer;
     return {
       key: shape.headDim,
       value: shape.valueDim,
-      even: weights.rope !== undefined && ropeMode === 'intertwined',
+      even: rope !== null && ropeMode === 'intertwined',
     };
   };
   const checkRank = (name: string, value: unknown, layer: number, side: Side): number => {

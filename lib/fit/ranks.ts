@@ -1,16 +1,10 @@
 /** How a cache's memory is shared out among layers, keys and values, and heads. */
 
-/** Caches store latents in multiples of so many components (core/lrkv.h). */
-export const storedStep = 8;
-
-/** Components that a head's latents take in a cache. */
-export function allocatedRank(rank: number): number {
-  return Math.ceil(rank / storedStep) * storedStep;
-}
+import { paddedRank } from '../lrkv-model';
 
 /** Components of one token that a base and latents take. */
 export function storedComponents(baseDim: number, ranks: readonly number[]): number {
-  return ranks.reduce((sum, rank) => sum + allocatedRank(rank), baseDim);
+  return ranks.reduce((sum, rank) => sum + paddedRank(rank), baseDim);
 }
 
 /** One way to represent keys or values: with or without a base. */
@@ -47,7 +41,7 @@ function blocksOf({ spectra, heads, least }: Way, step: number): Block[] {
     for (let from = Math.min(least, width); from < width; from += step) {
       const to = Math.min(width, from + step);
       const gain = spectra.subarray(head * width + from, head * width + to).reduce((sum, value) => sum + value, 0);
-      blocks.push({ head, from, to, cost: allocatedRank(to) - allocatedRank(from), gain });
+      blocks.push({ head, from, to, cost: paddedRank(to) - paddedRank(from), gain });
     }
   }
   return blocks;
@@ -57,7 +51,7 @@ const priceOf = ({ gain, cost }: Block): number => gain / cost;
 
 /** Components that a way takes at least. */
 export function leastComponents({ fixed, least, spectra, heads }: Way): number {
-  return fixed + heads * allocatedRank(Math.min(least, spectra.length / heads));
+  return fixed + heads * paddedRank(Math.min(least, spectra.length / heads));
 }
 
 /**

@@ -1,9 +1,10 @@
 /** What a fit says of itself. */
+import { paddedRank } from '../lrkv-model';
 import type { DataType } from '../tensor';
 import type { Gauge } from './als';
 import type { FittedSide } from './finish';
 import { type FitLayer, type Side, sides } from './options';
-import { allocatedRank, storedComponents } from './ranks';
+import { storedComponents } from './ranks';
 
 /** One key/value head. */
 export interface LrkvHeadReport {
@@ -22,13 +23,16 @@ export interface LrkvHeadReport {
 export interface LrkvSideReport {
   /** Gauge that was kept: `'none'` also where a base was tried and was no better than none at the same memory. */
   readonly gauge: Gauge;
-  /** Relative errors with a base and without one, both within the same memory; undefined what was not tried. */
+  /**
+   * Relative errors with a base and without one, undefined what was not tried: both within the same memory, or with `energy`
+   * both at the ranks that keep it. Known to 1e-8.
+   */
   readonly baseError: number | undefined;
   readonly noBaseError: number | undefined;
   /** Of all heads together, as of each. */
   readonly predictedError: number;
   readonly measuredError: number;
-  /** Relative error after each iteration of the fit that was kept. */
+  /** Relative error after each iteration of the fit that was kept, under the ranks it was made with; known to 1e-8. */
   readonly history: readonly number[];
   readonly heads: readonly LrkvHeadReport[];
 }
@@ -87,7 +91,7 @@ export function reportOf({ fitted, gauge, ranks, history, baseError, noBaseError
     history,
     heads: ranks.map((rank, head) => ({
       rank,
-      allocatedRank: allocatedRank(rank),
+      allocatedRank: paddedRank(rank),
       predictedError: relative(at(predicted, head), at(energies, head)),
       measuredError: relative(at(measured, head), at(measuredEnergies, head)),
       spectrum: spectra.slice(head * width, (head + 1) * width).map((energy) => Math.sqrt(Math.max(0, energy))),
@@ -101,15 +105,15 @@ export function bytesOf(type: DataType): number {
 }
 
 /** Whether a cache stores a side whole, rotated, whatever its rank. */
-export function storedWhole({ weights }: FitLayer, side: Side, ropeMode: string): boolean {
-  return side === 'key' && weights.rope !== undefined && ropeMode === 'exact';
+export function storedWhole({ rope }: FitLayer, side: Side, ropeMode: string): boolean {
+  return side === 'key' && rope !== null && ropeMode === 'exact';
 }
 
 /** Bytes of a token that no rank changes: keys that are stored whole, scales of keys that are not. */
 export function fixedBytes(layer: FitLayer, ropeMode: string, type: DataType): number {
   const { kvHeads, headDim } = layer.shape;
-  if (storedWhole(layer, 'key', ropeMode)) return kvHeads * allocatedRank(headDim) * bytesOf(type);
-  return layer.weights.qkNorm?.key === undefined ? 0 : 4 * kvHeads;
+  if (storedWhole(layer, 'key', ropeMode)) return kvHeads * paddedRank(headDim) * bytesOf(type);
+  return layer.keyNorm === null ? 0 : 4 * kvHeads;
 }
 
 /** Bytes of a token in a `KvCache`. */

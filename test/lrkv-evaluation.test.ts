@@ -10,10 +10,16 @@ import {
 } from '../examples/lrkv-conversion/encoder';
 import { agreement, cosines, Evaluator, type Quality } from '../examples/lrkv-conversion/quality';
 import { type Split, splitBook, spread } from '../examples/lrkv-conversion/split';
-import { compareGauges, type GaugeErrors, sharedParts } from '../examples/lrkv-conversion/structured-table';
+import {
+  compareGauges,
+  type GaugeErrors,
+  intertwinedError,
+  sharedParts,
+} from '../examples/lrkv-conversion/structured-table';
 import { evenRanks } from '../examples/lrkv-conversion/ways';
 import { readParagraphs } from '../examples/sentence-encoder/book';
 import { questions } from '../examples/sentence-encoder/questions';
+import { type FitOptions, fitLrkv, type LrkvFit } from '../lib';
 import { encode } from '../lib/cli/sentence-encoder/encoder';
 import { Tokenizer } from '../lib/cli/sentence-encoder/tokenizer';
 import {
@@ -23,7 +29,6 @@ import {
   type Matrix,
   matrix,
 } from '../lib/cli/sentence-encoder/weights';
-import { type FitOptions, fitLrkv, type LrkvFit } from '../lib';
 
 let weights: EncoderWeights;
 let split: Split;
@@ -125,31 +130,40 @@ describe('a trained encoder', () => {
 });
 
 describe('layers of known structure', () => {
-  const errors = (rope: boolean): GaugeErrors[] =>
-    sharedParts.map((shared) => compareGauges({ shared, rope, seed: 100 }));
+  let errors: Record<'plain' | 'rotated', GaugeErrors[]>;
+
+  beforeAll(() => {
+    const of = (rope: boolean) => sharedParts.map((shared) => compareGauges({ shared, rope, seed: 100 }));
+    errors = { plain: of(false), rotated: of(true) };
+  }, 60_000);
 
   test('without rotary embedding a free gauge wins however little is common, and gauge 1 hardly ever', () => {
-    for (const { none, identity, fitted: free } of errors(false)) {
+    for (const { none, identity, fitted: free } of errors.plain) {
       expect(free).toBeLessThan(0.6 * Math.min(none, identity));
       expect(identity).toBeGreaterThan(0.9 * none);
     }
   });
 
   test('with rotary embedding the base pays where much is common to the heads, and no base where nothing is', () => {
-    const [nothing, little, half, most] = errors(true);
+    const [nothing, little, half, most] = errors.rotated;
     expect(nothing.none).toBeLessThan(0.9 * nothing.fitted);
     expect(little.fitted).toBeLessThan(little.none);
     expect(half.fitted).toBeLessThan(0.4 * half.none);
     expect(most.fitted).toBeLessThan(0.2 * most.none);
-    for (const { none, identity } of [nothing, little, half, most]) expect(identity).toBeGreaterThan(0.9 * none);
+    for (const { none, identity } of errors.rotated) expect(identity).toBeGreaterThan(0.9 * none);
+  });
+
+  test('residuals that rotate by themselves cost many times the error of keys that are rotated whole', () => {
+    const [nothing, , , most] = sharedParts.map(intertwinedError);
+    expect(nothing).toBeGreaterThan(4 * errors.rotated[0].none);
+    expect(most).toBeGreaterThan(4 * errors.rotated[3].fitted);
+    expect(most).toBeLessThan(0.4 * nothing);
   });
 
   test('errors of logits on rows not seen are those the fit foretells', () => {
-    for (const rope of [false, true]) {
-      for (const { none, fitted: base, logits } of errors(rope)) {
-        expect(logits / Math.min(none, base)).toBeGreaterThan(0.95);
-        expect(logits / Math.min(none, base)).toBeLessThan(1.05);
-      }
+    for (const { none, fitted: base, logits } of [...errors.plain, ...errors.rotated]) {
+      expect(logits / Math.min(none, base)).toBeGreaterThan(0.95);
+      expect(logits / Math.min(none, base)).toBeLessThan(1.05);
     }
   });
 });

@@ -9,7 +9,7 @@ import { questions } from '../sentence-encoder/questions';
 import { attentionWeights, hiddenStates, withConverted } from './encoder';
 import { Evaluator, type Quality } from './quality';
 import { splitBook } from './split';
-import { compareGauges, sharedParts } from './structured-table';
+import { compareGauges, intertwinedError, sharedParts } from './structured-table';
 import { evenRanks, sensitivities } from './ways';
 
 /** Shares of the cache that exact attention has. The last is that of one head for all four. */
@@ -87,6 +87,7 @@ async function main(): Promise<void> {
         'gauge 1',
         'a pair',
         'logits',
+        'intertwined',
       ],
       ...sharedParts.map((shared) => [
         percent(shared),
@@ -94,10 +95,11 @@ async function main(): Promise<void> {
           const { none, identity, fitted, logits } = compareGauges({ shared, rope, seed: 100 });
           return [none, identity, fitted, logits].map(percent);
         }),
+        percent(intertwinedError(shared)),
       ]),
     ]),
   );
-  print('  logits: of what fitLrkv keeps, on rows that it has not seen');
+  print('  logits: of what fitLrkv keeps, on rows that it has not seen; intertwined: residuals rotate by themselves');
 }
 
 function printQuality(share: number, rows: readonly (readonly string[])[]): void {

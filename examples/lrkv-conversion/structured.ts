@@ -53,10 +53,12 @@ export function structuredLayer({ shared, rope: rotated, seed }: Structure): Att
 export function structuredRows(rows: number, seed: number): Tensor {
   const { data, dims } = randomNormal<'float32'>([rows, modelDim], { seed });
   const scaled = data.map((value, i) => value / Math.sqrt(1 + (i % modelDim)));
-  return matmulSync(tensor(scaled, dims), orthogonal(modelDim, basisSeed));
+  basis ??= orthogonal(modelDim, 4321);
+  return matmulSync(tensor(scaled, dims), basis);
 }
 
-const basisSeed = 4321;
+/** The eigenvectors of the inputs' covariance, made when they are first needed. */
+let basis: Tensor | undefined;
 
 /** Error ‖converted − original‖ / ‖original‖ of the logits of all rows with all rows, heads together. */
 export function logitError(original: AttentionWeights, converted: AttentionWeights, rows: Tensor): number {

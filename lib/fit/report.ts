@@ -15,6 +15,8 @@ export interface LrkvHeadReport {
   readonly predictedError: number;
   /** The same on the calibration rows themselves, without damping, through the weights as rounded to float32. */
   readonly measuredError: number;
+  /** ‖C^{1/2}·W·M^{1/2}‖², what the squares of `spectrum` are shares of. */
+  readonly energy: number;
   /** Singular values of the head less its base in the fitted norm, descending: those from `rank` on are left out. */
   readonly spectrum: Float64Array;
 }
@@ -94,6 +96,7 @@ export function reportOf({ fitted, gauge, ranks, history, baseError, noBaseError
       allocatedRank: paddedRank(rank),
       predictedError: relative(at(predicted, head), at(energies, head)),
       measuredError: relative(at(measured, head), at(measuredEnergies, head)),
+      energy: at(energies, head),
       spectrum: spectra.slice(head * width, (head + 1) * width).map((energy) => Math.sqrt(Math.max(0, energy))),
     })),
   };

@@ -153,13 +153,30 @@ function onLrkvCache(
       if (cache.length !== 5 + added) throw new Error('an append that added something else');
       return cache.length;
     };
-    try {
-      const result = (cache[name] as Loose)(...args);
-      return result instanceof Promise ? result.then(done, refused) : done();
-    } catch (error) {
-      return refused(error);
-    }
+    return disposing([cache], () => {
+      try {
+        const result = (cache[name] as Loose)(...args);
+        return result instanceof Promise ? result.then(done, refused) : done();
+      } catch (error) {
+        return refused(error);
+      }
+    });
   };
+}
+
+/** Disposes what a call uses once it has ended, whichever way. */
+function disposing(used: readonly AnyCache[], call: () => unknown): unknown {
+  const dispose = (): void => {
+    for (const cache of used) cache.dispose();
+  };
+  let ended = true;
+  try {
+    const result = call();
+    ended = !(result instanceof Promise);
+    return result instanceof Promise ? result.finally(dispose) : result;
+  } finally {
+    if (ended) dispose();
+  }
 }
 
 type AnyState = LinearState | LinformerState;
@@ -195,7 +212,7 @@ const layerMethod =
   (name: 'step' | 'stepSync'): Loose =>
   (hidden, options) => {
     const caches = [smallLayer.createCache(), smallLayer.createCache()];
-    return (smallLayer[name] as Loose)(hidden, caches, options);
+    return disposing(caches, () => (smallLayer[name] as Loose)(hidden, caches, options));
   };
 
 function append(make: () => AnyState, key: unknown, value: unknown, options: unknown): number {

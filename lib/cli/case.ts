@@ -1,10 +1,10 @@
 /** Runs one case: builds its contenders, checks every one, then times them in turn. */
 import os from 'node:os';
 import { approximation } from './approximate/approximate';
-import { exactBeside, oursApproximate, peerApproximate } from './approximate/contenders';
+import { exactBeside, oursApproximate, peerApproximate, productsBeside } from './approximate/contenders';
 import { oursSteps, peerSteps, stepInputs } from './approximate/steps';
 import type { Contender } from './contender';
-import { makeInputs } from './inputs';
+import { type Inputs, makeInputs } from './inputs';
 import { Load } from './load';
 import { coldCopies, type Machine } from './machine';
 import { type CaseResult, compare, type Row } from './measured';
@@ -88,10 +88,17 @@ async function addPrefill(
 
 async function addDecode(given: DecodeCase, context: Context, contenders: Contender[]): Promise<void> {
   const { how, peer, machine } = context;
-  const inputs = makeInputs(given.shape, 'float32', 1);
-  contenders.push(oursDecode(given, inputs, coldCopies, how));
-  for (const variant of given.variants) contenders.push(oursDecode(given, inputs, coldCopies, how, variant));
+  // Whole keys and values of long sequences take seconds to make and are the same for all who hold them.
+  const made = new Map<number, Inputs>();
+  const inputsOf = (kvHeads: number): Inputs => {
+    const inputs = made.get(kvHeads) ?? makeInputs({ ...given.shape, kvHeads }, 'float32', 1);
+    made.set(kvHeads, inputs);
+    return inputs;
+  };
+  contenders.push(oursDecode(given, inputsOf, coldCopies, how));
+  for (const variant of given.variants) contenders.push(oursDecode(given, inputsOf, coldCopies, how, variant));
   for (const form of peer === undefined ? [] : given.forms) {
+    const inputs = inputsOf(given.shape.kvHeads);
     contenders.push(await peerDecode(peer as Onnxruntime, given, form, inputs, coldCopies, how.threads));
   }
   contenders.push(machine.reader);
@@ -106,7 +113,7 @@ async function addApproximate(given: ApproximateCase, context: Context, contende
     const own = variant.method === undefined ? main : approximation(variant.method, given.shape, main.inputs);
     contenders.push(oursApproximate(given, own, how, variant));
   }
-  if (given.exact) contenders.push(exactBeside(given, main, how));
+  if (given.exact) contenders.push(exactBeside(given, main, how), ...productsBeside(given, main, how));
   const theirs = peer === undefined ? undefined : await peerApproximate(peer, given, main, how.threads);
   if (theirs !== undefined) contenders.push(theirs);
   if (machine.product !== undefined) contenders.push(machine.product);
@@ -125,9 +132,12 @@ async function timeAll(contenders: readonly Contender[], { runs, machine, onRoun
   const errors: (number | undefined)[] = [];
   for (const contender of contenders) errors.push(await contender.check?.());
   const times = await interleave(contenders, runs, onRound);
-  const probe = contenders.indexOf(machine.reader);
+  const rateOf = (index: number): Rate | undefined =>
+    index < 0 ? undefined : { bytes: (contenders[index] as Contender).bytes, ms: (times[index] as Times).ms };
+  const reader = rateOf(contenders.indexOf(machine.reader));
+  const yardstick = rateOf(contenders.findIndex((contender) => contender.yardstick));
   const rows = contenders.map((contender, index) =>
-    rowOf(contender, times[index] as Times, errors[index], probe < 0 ? undefined : (times[probe] as Times), machine),
+    rowOf(contender, times[index] as Times, errors[index], reader, yardstick),
   );
   for (const [index, row] of rows.entries()) {
     if (row.side === 'machine') machine.note(contenders[index] as Contender, row.value.median);
@@ -135,16 +145,26 @@ async function timeAll(contenders: readonly Contender[], { runs, machine, onRoun
   return rows;
 }
 
+/** Bytes, and the times they took round by round. */
+interface Rate {
+  readonly bytes: number;
+  readonly ms: readonly number[];
+}
+
+/** How many times faster `one` reads: the median of the rounds' own ratios. */
+function faster(one: Rate, other: Rate): number {
+  return (ratio(one.ms, other.ms).median * one.bytes) / other.bytes;
+}
+
 function rowOf(
-  { name, side, flops, bytes }: Contender,
+  { name, side, flops, bytes, cacheBytes }: Contender,
   { calls, ms }: Times,
   error: number | undefined,
-  probe: Times | undefined,
-  { reader }: Machine,
+  reader: Rate | undefined,
+  yardstick: Rate | undefined,
 ): Row {
   const value = summarize(ms);
-  const gbs = ms.map((time) => bytes / time / 1e6);
-  const readShare = probe?.ms.map((time, round) => (gbs[round] as number) / (reader.bytes / time / 1e6));
+  const own = { bytes, ms };
   return {
     name,
     side,
@@ -154,6 +174,8 @@ function rowOf(
     ...(error === undefined ? {} : { error }),
     ...(flops === 0 ? {} : { gflops: flops / value.median / 1e6 }),
     ...(bytes === 0 ? {} : { gbs: bytes / value.median / 1e6 }),
-    ...(readShare === undefined || bytes === 0 ? {} : { readShare: summarize(readShare).median }),
+    ...(reader === undefined || bytes === 0 ? {} : { readShare: faster(own, reader) }),
+    ...(cacheBytes === undefined ? {} : { cacheMib: cacheBytes / 2 ** 20 }),
+    ...(yardstick === undefined || bytes === 0 || side === 'machine' ? {} : { timePerByte: faster(yardstick, own) }),
   };
 }

@@ -9,6 +9,10 @@ export interface Contender {
   readonly flops: number;
   /** Bytes that a call cannot avoid reading from memory or writing to it, where that is what takes the time; else 0. */
   readonly bytes: number;
+  /** What the caches of a decode step take, pages that are not full included. */
+  readonly cacheBytes?: number;
+  /** Times of the other rows are set against this one's, byte for byte. */
+  readonly yardstick?: boolean;
   readonly call: () => unknown;
   /**
    * Makes one call and checks its answer.

@@ -12,10 +12,15 @@ export interface Inputs {
 /** Seeded normal inputs: the same numbers in every run and for every contender. One query row if `queries` is 1. */
 export function makeInputs({ n, heads, kvHeads, dim }: Shape, type: DataType = 'float32', queries = n): Inputs {
   return {
-    q: randomNormal([1, heads, queries, dim], { seed: 1, type }),
+    q: makeQueries(heads, queries, dim, type),
     k: randomNormal([1, kvHeads, n, dim], { seed: 2, type }),
     v: randomNormal([1, kvHeads, n, dim], { seed: 3, type }),
   };
+}
+
+/** The queries `[1, heads, queries, dim]` of these inputs. */
+export function makeQueries(heads: number, queries: number, dim: number, type: DataType = 'float32'): Tensor {
+  return randomNormal([1, heads, queries, dim], { seed: 1, type });
 }
 
 /**
@@ -40,6 +45,25 @@ export function driftingInputs(shape: Shape, steps = 64, spread = 1): Inputs {
     }
   }
   return inputs;
+}
+
+/** Positions [start, end) of a sequence. */
+export interface Span {
+  readonly start: number;
+  readonly end: number;
+}
+
+/** Cuts n positions into sequences whose lengths are all unlike, the longest about `count` times the shortest. */
+export function unlikeSpans(n: number, count: number): Span[] {
+  // 29 shares no factor with the usual counts, which are powers of two: its multiples are a permutation.
+  const weights = Array.from({ length: count }, (_, i) => ((29 * i) % count) + 1);
+  const total = weights.reduce((a, b) => a + b, 0);
+  let before = 0;
+  const cuts = weights.map((weight, i) => {
+    before += weight;
+    return i + 1 + Math.floor(((n - count) * before) / total);
+  });
+  return cuts.map((end, i) => ({ start: i === 0 ? 0 : (cuts[i - 1] as number), end }));
 }
 
 /** The rows [start, end) of every head. */

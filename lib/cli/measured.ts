@@ -20,6 +20,13 @@ export interface Row {
   readonly matmulShare?: number;
   /** Of the memory's read rate: the median over rounds of this row's rate against the probe's in the same round. */
   readonly readShare?: number;
+  /** What the caches of a decode step take. */
+  readonly cacheMib?: number;
+  /**
+   * Time against that of the case's yardstick, divided by the same of bytes, the median over rounds: 1 is what fewer
+   * bytes bring by themselves.
+   */
+  readonly timePerByte?: number;
 }
 
 /** Another row against ours: above 1, ours is faster, or smaller, by that factor. */

@@ -1,14 +1,13 @@
 /** Our own side of a case. */
-import { KvCache } from '../cache';
-import { cast } from '../convert';
+import { attendBatchSync } from '../cache-batch';
 import { attention, attentionSync } from '../full';
-import { type DataType, type Tensor, zeros } from '../tensor';
-import { attentionFlops, type Contender, decodeFlops, kvBytes } from './contender';
-import { type Inputs, makeInputs, rows } from './inputs';
+import { type Tensor, zeros } from '../tensor';
+import { lrkvPast } from './cached/lrkv';
+import { wholePast } from './cached/whole';
+import { attentionFlops, type Contender } from './contender';
+import { type Inputs, makeInputs, makeQueries, rows, unlikeSpans } from './inputs';
 import { fullReference } from './reference/full';
 import type { DecodeCase, PrefillCase, Variant } from './suite';
-
-export const elementBytes: Readonly<Record<DataType, number>> = { float32: 4, float16: 2, bfloat16: 2 };
 
 /** How a call of ours is made in this run. */
 export interface How {
@@ -48,41 +47,56 @@ export function oursPrefill(given: PrefillCase, how: How, variant?: Variant): Co
 }
 
 /**
- * One decode step. As many caches take turns as are needed for none to stay in the processor's cache. A step first
- * takes back the position that the last one appended, so that every step is the one to length n.
+ * One decode step of one sequence, or of all of a batch in one call. As many caches take turns as are needed for none to
+ * stay in the processor's cache.
  */
-export function oursDecode(given: DecodeCase, inputs: Inputs, copies: Copies, how: How, variant?: Variant): Contender {
-  const { shape } = given;
+export function oursDecode(
+  given: DecodeCase,
+  inputsOf: (kvHeads: number) => Inputs,
+  copies: Copies,
+  how: How,
+  variant?: Variant,
+): Contender {
+  const shape = { ...given.shape, kvHeads: variant?.kvHeads ?? given.shape.kvHeads };
+  const { n, heads, dim } = shape;
+  const options = { ...how, threads: variant?.threads ?? how.threads };
   const type = variant?.type ?? given.type;
-  const threads = variant?.threads ?? how.threads;
-  const { q } = inputs;
-  const before = shape.n - 1;
-  const past = [rows(inputs.k, 0, before), rows(inputs.v, 0, before)] as const;
-  const token = [rows(inputs.k, before, shape.n), rows(inputs.v, before, shape.n)] as const;
-  const bytes = kvBytes(shape, elementBytes[type]);
-  const caches = Array.from({ length: copies(bytes) }, () => {
-    const cache = new KvCache({ heads: shape.kvHeads, headDim: shape.dim, type });
-    cache.append(...past);
-    return cache;
+  const form = variant?.cache ?? given.cache;
+  const past = form === 'whole' ? wholePast(inputsOf(shape.kvHeads), shape, type) : lrkvPast(form, shape, type);
+  const spans = unlikeSpans(n, variant?.sequences ?? given.sequences);
+  const all = makeQueries(heads, spans.length, dim);
+  const queries = spans.map((_, i) => rows(all, i, i + 1));
+  const bytes = n * past.positionBytes;
+  const steps = Array.from({ length: copies(bytes) }, () => {
+    const sequences = spans.map((span) => past.sequence(span));
+    const items = sequences.map(({ cache }, i) => ({ cache, query: queries[i] as Tensor }));
+    return { sequences, items };
   });
+  const caches = steps.flatMap(({ items }) => items.map(({ cache }) => cache));
   let turn = 0;
-  const call = (): Tensor => {
-    const cache = caches[turn++ % caches.length] as KvCache;
-    cache.truncate(before);
-    cache.append(...token);
-    return cache.attendSync(q, { ...how, threads });
+  const call = (): Tensor[] => {
+    const { sequences, items } = steps[turn++ % steps.length] as (typeof steps)[number];
+    for (const { renew } of sequences) renew();
+    const [first] = items;
+    if (first === undefined || items.length > 1) return attendBatchSync(items, options);
+    return [first.cache.attendSync(first.query, options)];
   };
-  const stored = type === 'float32' ? inputs : { q, k: cast(inputs.k, type), v: cast(inputs.v, type) };
   return {
     name: label(variant),
     side: 'ours',
-    flops: decodeFlops(shape),
+    flops: spans.reduce((sum, { start, end }) => sum + past.flops(end - start), 0),
     bytes,
+    cacheBytes: caches.reduce((sum, { byteLength }) => sum + byteLength, 0) / steps.length,
+    ...(variant?.yardstick ? { yardstick: true } : {}),
     call,
     check: async () => {
-      const reference = fullReference(stored, { causal: true });
+      const references = spans.map((span, i) => past.reference(queries[i] as Tensor, span));
       // Every cache is checked: a fault may sit in one page of one of them.
-      return Math.max(...caches.map(() => reference.check(label(variant), call())));
+      const errors = steps.flatMap(() => {
+        const outputs = call();
+        return references.map((reference, i) => reference.check(label(variant), outputs[i] as Tensor));
+      });
+      return Math.max(...errors);
     },
     dispose: () => {
       for (const cache of caches) cache.dispose();

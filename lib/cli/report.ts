@@ -72,7 +72,19 @@ function suitesOf(cases: readonly CaseResult[]): CaseResult[][] {
   return [...new Set(cases.map(({ suite }) => suite))].map((name) => cases.filter(({ suite }) => suite === name));
 }
 
-const columns = ['ms', 'min', 'max', 'GFLOP/s', 'of matmul', 'GB/s', 'of read', 'error', 'times ours'];
+const columns = [
+  'ms',
+  'min',
+  'max',
+  'GFLOP/s',
+  'of matmul',
+  'GB/s',
+  'of read',
+  'cache MiB',
+  'time/byte',
+  'error',
+  'times ours',
+];
 
 function suiteText(results: readonly CaseResult[]): string {
   const rows = results.flatMap((result) => result.rows.map((row, index) => cells(result, row, index === 0)));
@@ -82,8 +94,15 @@ function suiteText(results: readonly CaseResult[]): string {
   const kept = <T>(items: readonly T[]) => items.filter((_, column) => used[column]);
   const best = results.filter(({ bestPeer }) => bestPeer !== undefined).map(bestText);
   const notes = results.flatMap(({ name, notes }) => notes.map((note) => `${name}: ${note}`));
-  return [`${results[0]?.suite}`, table(kept(head), rows.map(kept), columns), ...best, ...notes].join('\n');
+  const hasYardstick = results.some(({ rows }) => rows.some(({ timePerByte }) => timePerByte !== undefined));
+  const meanings = hasYardstick ? [timePerByteText] : [];
+  return [`${results[0]?.suite}`, table(kept(head), rows.map(kept), columns), ...meanings, ...best, ...notes].join(
+    '\n',
+  );
 }
+
+const timePerByteText =
+  'time/byte: time against that of whole keys and values of all heads, divided by the same of bytes read; 1 is what bytes bring';
 
 function cells({ name, ratios }: CaseResult, row: Row, first: boolean): string[] {
   const ratio = ratios.find(({ to }) => to === row.name);
@@ -100,6 +119,8 @@ function cells({ name, ratios }: CaseResult, row: Row, first: boolean): string[]
     percent(row.matmulShare),
     row.gbs?.toFixed(1) ?? '',
     percent(row.readShare),
+    row.cacheMib?.toFixed(1) ?? '',
+    row.timePerByte === undefined ? '' : factorText(row.timePerByte),
     row.error?.toExponential(0) ?? '',
     ratio === undefined ? '' : factorText(ratio.value.median),
   ];

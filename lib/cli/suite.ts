@@ -1,6 +1,6 @@
 /** What the benchmark can measure, as data. The named cases stand in `suites.ts`, how a case is run in `case.ts`. */
 import type { DataType } from '../tensor';
-import { type Method, type MethodVariant, methodName } from './method';
+import { type LrkvMethod, type Method, type MethodVariant, methodName } from './method';
 
 /** Extents of an attention call: n queries over n keys, or in decode one query over n cached keys. */
 export interface Shape {
@@ -9,6 +9,9 @@ export interface Shape {
   readonly kvHeads: number;
   readonly dim: number;
 }
+
+/** What a cache holds: keys and values whole, or factored. */
+export type CacheForm = 'whole' | LrkvMethod;
 
 /** A change of our own call, to compare with: what a thread, a head ratio or a type brings. */
 export interface Variant {
@@ -21,6 +24,10 @@ export interface Variant {
   readonly sync?: boolean;
   /** Write into a tensor given by the caller. */
   readonly out?: boolean;
+  readonly cache?: CacheForm;
+  readonly sequences?: number;
+  /** Times of the other rows are set against this one's, byte for byte. */
+  readonly yardstick?: boolean;
 }
 
 /** How onnxruntime is asked for attention over tensors: see `peer/models.ts`. */
@@ -48,12 +55,15 @@ export interface PrefillCase extends Named {
   readonly forms: readonly Form[];
 }
 
-/** One token: append its key and value to a cache of n − 1, and attend with its query. */
+/** One token for each sequence: append its key and value to a cache, and attend with its query over n positions in all. */
 export interface DecodeCase extends Named {
   readonly kind: 'decode';
   readonly shape: Shape;
   /** Of the cache. */
   readonly type: DataType;
+  readonly cache: CacheForm;
+  /** Sequences of unlike lengths, n positions together, in one call. 1: no batch. */
+  readonly sequences: number;
   readonly variants: readonly Variant[];
   readonly forms: readonly DecodeForm[];
 }
@@ -122,12 +132,20 @@ export function prefill(suite: string, of: Shape, causal: boolean, more: Partial
 
 /** A decode case with the usual choices filled in. */
 export function decode(suite: string, of: Shape, more: Partial<DecodeCase> = {}): DecodeCase {
+  const { cache = 'whole', sequences = 1 } = more;
+  const words = [
+    typeWord(more.type),
+    cache === 'whole' ? '' : methodName(cache),
+    sequences === 1 ? '' : `${sequences} sequences`,
+  ];
   return {
     kind: 'decode',
     suite,
-    name: [shapeName(of), 'decode', typeWord(more.type)].filter((word) => word !== '').join(' '),
+    name: [shapeName(of), 'decode', ...words].filter((word) => word !== '').join(' '),
     shape: of,
     type: 'float32',
+    cache,
+    sequences,
     variants: [{ name: 'float16 cache', type: 'float16' }],
     forms: decodeForms,
     ...more,

@@ -1,5 +1,5 @@
 /** The named cases of the benchmark. */
-import type { LinearMethod, LinformerMethod, LowrankMethod, Method, NystromMethod } from './method';
+import type { LinearMethod, LinformerMethod, LowrankMethod, LrkvMethod, Method, NystromMethod } from './method';
 import { methodName } from './method';
 import {
   approximate,
@@ -33,6 +33,28 @@ const causalElu: LinearMethod = { ...elu, causal: true };
 const recurrence: LinearMethod = { op: 'linear', featureMap: 'identity', causal: true, normalize: false };
 const projected256: LinformerMethod = { op: 'linformer', projected: 256 };
 const rank32: LowrankMethod = { op: 'lowrank', rank: 32, oversample: 8, powerIterations: 2 };
+
+const lrkv = (rank: number, more: Partial<LrkvMethod> = {}): LrkvMethod => ({
+  op: 'lrkv',
+  rank,
+  ropeMode: 'none',
+  gauge: false,
+  ...more,
+});
+
+/** LRKV of other ranks and with other ways of rotary embedding, and exact attention of the same model. */
+const besideLrkv32: readonly Variant[] = [
+  ...[
+    lrkv(16),
+    lrkv(64),
+    ...[16, 32, 64].map((rank) => lrkv(rank, { ropeMode: 'latent' })),
+    lrkv(32, { gauge: true }),
+    lrkv(32, { ropeMode: 'exact' }),
+  ].map((cache) => ({ name: methodName(cache), cache })),
+  { name: 'MHA', cache: 'whole', yardstick: true },
+  { name: 'GQA of 8', cache: 'whole', kvHeads: 8 },
+  { name: 'MQA', cache: 'whole', kvHeads: 1 },
+];
 
 const usual = (n: number): Shape => shape(n, 8, 64);
 const lengths = [4096, 16384];
@@ -117,6 +139,32 @@ export const suites: Readonly<Record<string, readonly Case[]>> = {
   lowrank: [
     approximate('lowrank', rank32, usual(4096), { variants: [], exact: true }),
     memory('lowrank', usual(4096), rank32),
+  ],
+  lrkv: [
+    ...lengths.flatMap((n) =>
+      (['float32', 'float16'] as const).map((type) =>
+        decode('lrkv', shape(n, 32, 128), { cache: lrkv(32), type, variants: besideLrkv32, forms: [] }),
+      ),
+    ),
+    // Time against the first row is the throughput of a batch against that of one sequence of as many bytes.
+    decode('lrkv', shape(32768, 32, 128), {
+      cache: lrkv(32),
+      sequences: 64,
+      variants: [{ name: 'one sequence', sequences: 1 }],
+      forms: [],
+    }),
+    approximate('lrkv', lrkv(32), shape(2048, 32, 128), {
+      variants: [
+        { name: 'into `out`', out: true },
+        ...[lrkv(32, { ropeMode: 'exact' }), lrkv(32, { gauge: true })].map((method) => ({
+          name: methodName(method),
+          method,
+        })),
+      ],
+      exact: true,
+      peer: false,
+    }),
+    memory('lrkv', shape(8192, 32, 128), lrkv(32)),
   ],
   memory: [memory('memory', shape(8192, 8, 64))],
   latency: [

@@ -6,6 +6,7 @@ import type { Approximation } from './approximation';
 import { linear } from './linear';
 import { linformer } from './linformer';
 import { lowrank } from './lowrank';
+import { lrkv } from './lrkv';
 import { nystrom } from './nystrom';
 
 /** @param inputs default those of this shape that suit the method */
@@ -26,5 +27,7 @@ function make(method: Method, shape: Shape, inputs?: Inputs): Approximation {
       return linformer(method, shape, inputs);
     case 'lowrank':
       return lowrank(method, shape, inputs);
+    case 'lrkv':
+      return lrkv(method, shape, inputs);
   }
 }

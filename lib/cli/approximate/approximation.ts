@@ -14,6 +14,16 @@ export interface Approximation {
   readonly reference: () => Reference;
   /** The same method in onnxruntime, if it can be had there. */
   readonly peer?: PeerModel;
+  /** What exact attention would have to be preceded by. */
+  readonly products?: Products;
+}
+
+/** Matrix products that make the whole keys and values which a method does without. */
+export interface Products {
+  readonly flops: number;
+  readonly call: (options: CallOptions) => Promise<void>;
+  /** Makes one call and checks its answers, in the name of a contender. */
+  readonly check: (name: string, options: CallOptions) => Promise<number>;
 }
 
 /** A model that takes tensors by name and gives `o`. */

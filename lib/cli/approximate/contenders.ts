@@ -2,7 +2,7 @@
 import { randomNormal } from '../../convert';
 import { attention } from '../../full';
 import { type Tensor, zeros } from '../../tensor';
-import type { Contender } from '../contender';
+import { attentionFlops, type Contender } from '../contender';
 import { positionsFirst } from '../inputs';
 import { type MethodVariant, methodFlops, passes, width } from '../method';
 import { type How, label } from '../ours';
@@ -70,15 +70,43 @@ export function exactBeside({ shape, method }: ApproximateCase, { inputs }: Appr
   const { q, k } = inputs;
   const v = size === dim ? inputs.v : randomNormal([1, heads, n, size], { seed: 9 });
   const name = count === 1 ? 'exact attention' : `exact attention, ${count} times, value size ${size}`;
+  const causal = method.op === 'lrkv';
+  const exact = () => attention(q, k, v, { ...how, causal });
   return {
     name: label({ name }),
     side: 'ours',
-    flops: count * heads * 2 * n ** 2 * (dim + size),
+    flops: count * attentionFlops({ ...shape, dim: (dim + size) / 2 }, causal),
     bytes: 0,
     call: async () => {
-      for (let i = 0; i < count; i++) await attention(q, k, v, { ...how });
+      for (let i = 0; i < count; i++) await exact();
     },
-    check: async () =>
-      fullReference({ q, k, v }, { causal: false }).check(label({ name }), await attention(q, k, v, { ...how })),
+    check: async () => fullReference({ q, k, v }, { causal }).check(label({ name }), await exact()),
   };
+}
+
+/** The products that exact attention would need first, by themselves and with it. */
+export function productsBeside(given: ApproximateCase, main: Approximation, how: How): Contender[] {
+  const { products } = main;
+  if (products === undefined) return [];
+  const name = label({ name: 'products that make keys and values' });
+  const alone: Contender = {
+    name,
+    side: 'ours',
+    flops: products.flops,
+    bytes: 0,
+    call: () => products.call({ ...how }),
+    check: () => products.check(name, { ...how }),
+  };
+  const exact = exactBeside(given, main, how);
+  const both: Contender = {
+    ...exact,
+    name: label({ name: 'these products, then exact attention' }),
+    flops: products.flops + exact.flops,
+    call: async () => {
+      await alone.call();
+      await exact.call();
+    },
+    check: async () => Math.max((await alone.check?.()) ?? 0, (await exact.check?.()) ?? 0),
+  };
+  return [alone, both];
 }

@@ -20,10 +20,13 @@ export function dots(x: Numbers, matrix: Numbers): Float64Array {
   return result;
 }
 
-/** softmax(x · keysᵀ / √dim): the weights of one query over the rows of `keys`. */
-export function softmaxWeights(x: Numbers, keys: Numbers): Float64Array {
+/**
+ * softmax(x · keysᵀ · scale): the weights of one query over the rows of `keys`.
+ *
+ * @param scale default 1/√ of the rows' length
+ */
+export function softmaxWeights(x: Numbers, keys: Numbers, scale = 1 / Math.sqrt(x.length)): Float64Array {
   const weights = dots(x, keys);
-  const scale = 1 / Math.sqrt(x.length);
   let max = -Infinity;
   for (const dot of weights) max = Math.max(max, dot * scale);
   let sum = 0;

@@ -1,41 +1,54 @@
 #ifndef LOWRANK_ATTENTION_BINDING_WORKSPACE_H_
 #define LOWRANK_ATTENTION_BINDING_WORKSPACE_H_
 
-#include <cstddef>
 #include <cstdlib>
-#include <memory>
+
+#include "core/mapping.h"
 
 namespace lowrank_attention {
 
 // Scratch memory that is kept between calls, so that a short call does not pay for page faults.
 class Workspace {
  public:
+  Workspace() = default;
+  Workspace(const Workspace&) = delete;
+  Workspace& operator=(const Workspace&) = delete;
+  ~Workspace() { release(); }
+
   // Null if there is no memory.
   std::byte* reserve(std::size_t bytes) {
     if (bytes > bytes_) {
-      memory_.reset();
-      bytes_ = 0;
-      const std::size_t rounded = (bytes + 4095) / 4096 * 4096;
-      memory_.reset(static_cast<std::byte*>(std::aligned_alloc(4096, rounded)));
+      release();
+      const std::size_t rounded = (bytes + kPage - 1) / kPage * kPage;
+      // What is not kept must come and go quickly.
+      memory_ = rounded > kKeptBytes ? mapMemory(rounded) : static_cast<std::byte*>(std::aligned_alloc(kPage, rounded));
       if (memory_ == nullptr) return nullptr;
       bytes_ = rounded;
     }
-    return memory_.get();
+    return memory_;
   }
 
   // Gives back what is larger than a workspace worth keeping.
   void trim() {
-    if (bytes_ <= kKeptBytes) return;
-    memory_.reset();
-    bytes_ = 0;
+    if (bytes_ > kKeptBytes) release();
   }
 
  private:
   static constexpr std::size_t kKeptBytes = std::size_t{4} << 20;
-  struct Free {
-    void operator()(std::byte* memory) const { std::free(memory); }
-  };
-  std::unique_ptr<std::byte, Free> memory_;
+  // A multiple of the system's page, whichever of the usual ones that is.
+  static constexpr std::size_t kPage = std::size_t{1} << 16;
+
+  void release() {
+    if (bytes_ > kKeptBytes) {
+      unmapMemory(memory_, bytes_);
+    } else {
+      std::free(memory_);
+    }
+    memory_ = nullptr;
+    bytes_ = 0;
+  }
+
+  std::byte* memory_ = nullptr;
   std::size_t bytes_ = 0;
 };
 

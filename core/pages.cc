@@ -1,12 +1,12 @@
 #include "core/pages.h"
 
-#include <sys/mman.h>
 #include <unistd.h>
 
-#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+
+#include "core/mapping.h"
 
 namespace lowrank_attention {
 
@@ -16,35 +16,6 @@ namespace {
 // would keep many of them: it raises its own threshold to the largest block it has seen freed. Smaller pages would
 // cost a system call each for little, and a process may only have so many mappings.
 constexpr std::size_t kMappedPage = std::size_t{1} << 16;
-
-// A page that is at least one huge page of the system (2 MiB on x86-64) asks for such: reading it takes hundreds of
-// address translations less.
-constexpr std::size_t kHugePage = std::size_t{1} << 21;
-
-void unmap(std::byte* memory, std::size_t bytes) {
-  if (bytes == 0 || ::munmap(memory, bytes) == 0) return;
-  // A hole in a mapping makes two of it, which the system may refuse. The memory itself it always takes.
-  ::madvise(memory, bytes, MADV_DONTNEED);
-}
-
-// `bytes` is a multiple of the system's page.
-std::byte* map(std::size_t bytes) {
-  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
-}
-
-// Memory that begins where a huge page may: too much is mapped, and what lies before and after is given back.
-std::byte* mapHuge(std::size_t bytes) {
-  std::byte* memory = map(bytes + kHugePage);
-  if (memory == nullptr) return nullptr;
-  const std::size_t before = -reinterpret_cast<std::uintptr_t>(memory) % kHugePage;
-  unmap(memory, before);
-  unmap(memory + before + bytes, kHugePage - before);
-#ifdef MADV_HUGEPAGE
-  ::madvise(memory + before, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
-#endif
-  return memory + before;
-}
 
 }  // namespace
 
@@ -59,9 +30,7 @@ Pages::Page Pages::newPage() const {
     // A multiple of the alignment, as aligned_alloc wants it: so are the rows of a page.
     return Page(static_cast<std::byte*>(std::aligned_alloc(64, bytes)), [](std::byte* page) { std::free(page); });
   }
-  return Page(bytes < kHugePage ? map(bytes) : mapHuge(bytes), [bytes](std::byte* page) {
-    if (page != nullptr) unmap(page, bytes);
-  });
+  return Page(mapMemory(bytes), [bytes](std::byte* page) { unmapMemory(page, bytes); });
 }
 
 std::size_t Pages::sharedBytes() const {

@@ -71,7 +71,7 @@ LA_INLINE void splitQueries(const Call& call, Index s, Index query, Index firstH
 }
 
 // One block of rows of one sequence over one split of its keys. Leaves a state a row.
-template <class Shape, DataType kType>
+template <class Shape>
 LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std::byte* memory) {
   constexpr Index width = Shape::kWidth;
   const LrkvProblem& problem = call.problem;
@@ -108,8 +108,9 @@ LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std
                          worker.scratch,
                          call.space.latentQueries + plan.firstRow * call.space.queryWidth,
                          call.space.queryWidth,
-                         sumWidth};
-  lrkvForward<Shape, kType>(tile, panels, count, keys, worker.sums, call.execution);
+                         sumWidth,
+                         residualLoops(problem.layout.type)};
+  lrkvForward<Shape>(tile, panels, count, keys, worker.sums, call.execution);
 
   const Index floats = lrkvStateFloats(problem.layout);
   float* states = call.space.states + plan.firstState + (split * plan.rows + first) * floats;
@@ -181,7 +182,6 @@ LA_INLINE void finishHead(const Call& call, Index s, Index kvHead, float* output
   }
 }
 
-template <DataType kType>
 void runTwoPart(const Call& call) {
   const FullProblem& full = call.problem.full;
   // The sequence a unit belongs to: the last one whose first unit is not beyond it.
@@ -198,7 +198,7 @@ void runTwoPart(const Call& call) {
     const LrkvPlan& plan = call.space.plans[s];
     const Index within = unit - plan.firstUnit;
     withLrkvShape(plan.rows, [&](auto shape) {
-      runSplit<decltype(shape), kType>(call, s, within / plan.splits, within % plan.splits, call.worker(worker));
+      runSplit<decltype(shape)>(call, s, within / plan.splits, within % plan.splits, call.worker(worker));
     });
   });
 }
@@ -219,30 +219,21 @@ void runLrkv(const LrkvProblem& problem, const Execution& execution) {
     for (Index s = 0; s < full.sequenceCount; ++s) {
       if (!space.plans[s].materialised) queries = maximum(queries, full.sequences[s].queries);
     }
-    const Index parts = divideUp(problem.layout.kvHeads, kQueryHeads);
-    forEachUnit(execution, full.sequenceCount * queries * parts, [&](Index worker, Index unit) {
-      const Index s = unit / (queries * parts);
-      const Index query = unit / parts % queries;
+    // Heads come last to change, here and at the end, so that all sequences find a head's B_hᵀ in the cache.
+    const Index positions = full.sequenceCount * queries;
+    forEachUnit(execution, positions * divideUp(problem.layout.kvHeads, kQueryHeads), [&](Index worker, Index unit) {
+      const Index s = unit % positions / queries;
+      const Index query = unit % queries;
       if (space.plans[s].materialised || query >= full.sequences[s].queries) return;
-      splitQueries(call, s, query, unit % parts * kQueryHeads, call.worker(worker));
+      splitQueries(call, s, query, unit / positions * kQueryHeads, call.worker(worker));
     });
     if (execution.aborted()) return;
-    switch (problem.layout.type) {
-      case DataType::kFloat32:
-        runTwoPart<DataType::kFloat32>(call);
-        break;
-      case DataType::kFloat16:
-        runTwoPart<DataType::kFloat16>(call);
-        break;
-      case DataType::kBfloat16:
-        runTwoPart<DataType::kBfloat16>(call);
-        break;
-    }
+    runTwoPart(call);
     if (execution.aborted()) return;
-    const Index heads = problem.layout.kvHeads;
-    forEachUnit(execution, full.sequenceCount * heads, [&](Index worker, Index unit) {
-      if (space.plans[unit / heads].materialised) return;
-      finishHead(call, unit / heads, unit % heads, reinterpret_cast<float*>(call.worker(worker)));
+    forEachUnit(execution, full.sequenceCount * problem.layout.kvHeads, [&](Index worker, Index unit) {
+      const Index s = unit % full.sequenceCount;
+      if (space.plans[s].materialised) return;
+      finishHead(call, s, unit / full.sequenceCount, reinterpret_cast<float*>(call.worker(worker)));
     });
   }
 
@@ -251,7 +242,7 @@ void runLrkv(const LrkvProblem& problem, const Execution& execution) {
     const FullSequence& sequence = full.sequences[s];
     Arena arena(space.shared);
     const MaterialisedSpace own = placeMaterialised(problem, sequence, execution.threads, arena);
-    const Index step = materialisedHeads(problem, sequence);
+    const Index step = materialisedHeads(problem, sequence, execution.threads);
     for (Index head = 0; head < problem.layout.kvHeads; head += step) {
       if (execution.aborted()) return;
       runMaterialised(problem, sequence, head, minimum(step, problem.layout.kvHeads - head), own, space.workers,

@@ -29,8 +29,9 @@ constexpr Index kLrkvSplits = 16;
 constexpr Index kLrkvSplitStates = kLrkvSplits * 64;
 // What an operation on latents costs, in operations of a matrix product, where they are read for one row at a time.
 constexpr Index kLatentCost = 2;
-// Keys and values of so many floats at most are materialised at a time, but those of one head at least.
-constexpr Index kMaterialisedFloats = Index{1} << 22;
+// Keys and values of so many floats a thread are materialised at a time, but those of one head at least: new memory has
+// to be cleared first.
+constexpr Index kMaterialisedFloats = Index{1} << 20;
 
 // How one sequence is cut. Lies in the workspace, one a sequence.
 struct LrkvPlan {
@@ -115,10 +116,10 @@ struct MaterialisedSpace {
 };
 
 // Heads whose keys and values are materialised together.
-LA_INLINE Index materialisedHeads(const LrkvProblem& problem, const FullSequence& sequence) {
+LA_INLINE Index materialisedHeads(const LrkvProblem& problem, const FullSequence& sequence, Index threads) {
   const Index floats =
       maximum(1, sequence.keys * (materialisedKeyDim(problem.model, problem.layout) + problem.model.value.dim));
-  return maximum(1, minimum(problem.layout.kvHeads, kMaterialisedFloats / floats));
+  return maximum(1, minimum(problem.layout.kvHeads, threads * kMaterialisedFloats / floats));
 }
 
 // Exact attention over some heads of the sequence.
@@ -137,7 +138,7 @@ LA_INLINE FullProblem materialisedProblem(const LrkvProblem& problem, const Full
 
 LA_INLINE MaterialisedSpace placeMaterialised(const LrkvProblem& problem, const FullSequence& sequence, Index threads,
                                               Arena& memory) {
-  const Index heads = materialisedHeads(problem, sequence);
+  const Index heads = materialisedHeads(problem, sequence, threads);
   const FullProblem full = materialisedProblem(problem, &sequence, heads);
   MaterialisedSpace space;
   space.query = memory.take<float>(full.heads * sequence.queries * full.headDim);

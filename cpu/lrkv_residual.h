@@ -127,6 +127,25 @@ static void residualOutput(const void* latents, Index width, Index count, const 
   }
 }
 
+// The two loops for latents of one type. All else around them is the same code for every type.
+struct ResidualLoops {
+  void (*scores)(const void* latents, Index width, Index blocks, const float* query, float* scores, Ahead ahead);
+  void (*output)(const void* latents, Index width, Index count, const float* weights, Index stride, float decay,
+                 float* sum, Ahead ahead);
+};
+
+LA_INLINE ResidualLoops residualLoops(DataType type) {
+  switch (type) {
+    case DataType::kFloat16:
+      return {residualScores<DataType::kFloat16>, residualOutput<DataType::kFloat16>};
+    case DataType::kBfloat16:
+      return {residualScores<DataType::kBfloat16>, residualOutput<DataType::kBfloat16>};
+    case DataType::kFloat32:
+      break;
+  }
+  return {residualScores<DataType::kFloat32>, residualOutput<DataType::kFloat32>};
+}
+
 }  // namespace lowrank_attention::HWY_NAMESPACE
 
 #endif  // LOWRANK_ATTENTION_CPU_LRKV_RESIDUAL_H_

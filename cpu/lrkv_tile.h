@@ -55,6 +55,7 @@ struct LrkvTile {
   const float* latentQueries;  // [rows of the sequence][queryWidth], scaled as the panel's queries
   Index queryWidth;
   Index sumWidth;  // of a row of sums
+  ResidualLoops loops;
 };
 
 // The key or value bases of a sequence's pages, as head 0 or 1.
@@ -125,7 +126,7 @@ LA_INLINE void forLanes(const LrkvTile& tile, const Panel& panel, const Visit& v
 }
 
 // scores [T][W] = what the latents add to each row's scores.
-template <class Shape, DataType kType>
+template <class Shape>
 LA_INLINE void latentScores(const LrkvTile& tile, const Panel& panel, KeyRange keys) {
   constexpr Index width = Shape::kWidth;
   constexpr Index kRows = kRowBlock<Shape>;
@@ -141,11 +142,11 @@ LA_INLINE void latentScores(const LrkvTile& tile, const Panel& panel, KeyRange k
     float* scores = tile.scratch.residual + lane * kLrkvTile;
     const bool last = kvHead + 1 == layout.kvHeads;
     const Ahead ahead = last ? Ahead(valueLatentsAt(layout, page, 0, row),
-                                     (keys.end - keys.begin) * layout.valueWidth(0) * elementBytes(kType))
+                                     (keys.end - keys.begin) * layout.valueWidth(0) * elementBytes(layout.type))
                              : Ahead(keyLatentsAt(layout, page, kvHead + 1, firstBlock),
-                                     blocks * kLatentRows * layout.keyWidth(kvHead + 1) * elementBytes(kType));
-    residualScores<kType>(keyLatentsAt(layout, page, kvHead, firstBlock), own, blocks,
-                          tile.latentQueries + (panel.firstRow + lane) * tile.queryWidth, scores, ahead);
+                                     blocks * kLatentRows * layout.keyWidth(kvHead + 1) * elementBytes(layout.type));
+    tile.loops.scores(keyLatentsAt(layout, page, kvHead, firstBlock), own, blocks,
+                      tile.latentQueries + (panel.firstRow + lane) * tile.queryWidth, scores, ahead);
     prefetchRows(values, layout.type, 1, layout.valueBaseDim, keys, lane, panel.rows);
   });
   for (Index lane = 0; lane < width; lane += kRows) {
@@ -181,7 +182,7 @@ LA_INLINE void scaleScores(const LrkvTile& tile, const Panel& panel, KeyRange ke
 }
 
 // sums [W][sumWidth] = sums·decay + P·value latents.
-template <class Shape, DataType kType>
+template <class Shape>
 LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, bool hidden,
                             const float* decay, float* sums) {
   constexpr Index width = Shape::kWidth;
@@ -198,7 +199,7 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
     const float* weights = tile.scratch.flash.scores + lane;
     float* sum = sums + lane * tile.sumWidth;
     if (hidden) {
-      const float* plain = asFloat32(kType, latents, count * own, tile.scratch.latents);
+      const float* plain = asFloat32(layout.type, latents, count * own, tile.scratch.latents);
       if (looked != kvHead) finite = finiteRow(plain, count * own);
       looked = kvHead;
       if (!finite) {
@@ -210,14 +211,14 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
     const bool last = kvHead + 1 == layout.kvHeads;
     const Ahead ahead = last ? Ahead(nullptr, 0)
                              : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
-                                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
-    residualOutput<kType>(latents, own, count, weights, width, decay[lane], sum, ahead);
+                                     count * layout.valueWidth(kvHead + 1) * elementBytes(layout.type));
+    tile.loops.output(latents, own, count, weights, width, decay[lane], sum, ahead);
     if (next.begin < next.end) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next, lane, panel.rows);
   });
 }
 
 // One tile of keys, all on one page, for one panel. `key` and `value` are its bases.
-template <class Shape, DataType kType>
+template <class Shape>
 LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, const TileRows& key,
                         const TileRows& value, FiniteTile& finiteValues, float* sums) {
   using D = typename Shape::Tag;
@@ -228,7 +229,7 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
   const Index count = keys.end - keys.begin;
   float* scores = tile.scratch.flash.scores;
 
-  latentScores<Shape, kType>(tile, panel, keys);
+  latentScores<Shape>(tile, panel, keys);
   LatentsAhead valuesAhead(tile, keys, true);
   forRowGroups<kMaxRows<kVecs>>(count, [&](Index first, auto rows) {
     float* target = scores + first * width;
@@ -257,12 +258,12 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
           [&] { keysAhead(); });
     });
   }
-  latentOutput<Shape, kType>(tile, panel, keys, next, hidden, decay, sums);
+  latentOutput<Shape>(tile, panel, keys, next, hidden, decay, sums);
 }
 
 // Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with
 // garbage, when the call is aborted.
-template <class Shape, DataType kType>
+template <class Shape>
 LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
                            const Execution& execution) {
   const LrkvLayout& layout = tile.problem.layout;
@@ -272,18 +273,18 @@ LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index pane
     if (execution.aborted()) return false;
     if (hiddenFromAll(tile.base, tile.sequence, range)) return true;
     const KeyRange next = {range.end, minimum(range.end + kLrkvTile, keys.end)};
-    const TileRows key = tileRows(keyBases, kType, 0, layout.keyBaseDim, range, tile.scratch.flash.key);
-    const TileRows value = tileRows(valueBases, kType, 1, layout.valueBaseDim, range, tile.scratch.flash.value);
+    const TileRows key = tileRows(keyBases, layout.type, 0, layout.keyBaseDim, range, tile.scratch.flash.key);
+    const TileRows value = tileRows(valueBases, layout.type, 1, layout.valueBaseDim, range, tile.scratch.flash.value);
     FiniteTile finiteValues(value, range.end - range.begin, layout.valueBaseDim);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
       const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
       const Index skip = part.begin - range.begin;
-      lrkvTile<Shape, kType>(tile, panel, part, p + 1 == panelCount ? next : KeyRange(),
-                             {key.data + skip * key.rowStride, key.rowStride},
-                             {value.data + skip * value.rowStride, value.rowStride}, finiteValues,
-                             sums + p * Shape::kWidth * tile.sumWidth);
+      lrkvTile<Shape>(tile, panel, part, p + 1 == panelCount ? next : KeyRange(),
+                      {key.data + skip * key.rowStride, key.rowStride},
+                      {value.data + skip * value.rowStride, value.rowStride}, finiteValues,
+                      sums + p * Shape::kWidth * tile.sumWidth);
     }
     return true;
   });

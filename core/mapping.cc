@@ -1,0 +1,39 @@
+#include "core/mapping.h"
+
+#include <sys/mman.h>
+
+#include <cstdint>
+
+namespace lowrank_attention {
+
+namespace {
+
+std::byte* map(std::size_t bytes) {
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return memory == MAP_FAILED ? nullptr : static_cast<std::byte*>(memory);
+}
+
+// Too much is mapped, and what lies before and after is given back.
+std::byte* mapHuge(std::size_t bytes) {
+  std::byte* memory = map(bytes + kHugePage);
+  if (memory == nullptr) return nullptr;
+  const std::size_t before = -reinterpret_cast<std::uintptr_t>(memory) % kHugePage;
+  unmapMemory(memory, before);
+  unmapMemory(memory + before + bytes, kHugePage - before);
+#ifdef MADV_HUGEPAGE
+  ::madvise(memory + before, bytes / kHugePage * kHugePage, MADV_HUGEPAGE);
+#endif
+  return memory + before;
+}
+
+}  // namespace
+
+std::byte* mapMemory(std::size_t bytes) { return bytes < kHugePage ? map(bytes) : mapHuge(bytes); }
+
+void unmapMemory(std::byte* memory, std::size_t bytes) {
+  if (memory == nullptr || bytes == 0 || ::munmap(memory, bytes) == 0) return;
+  // A hole in a mapping makes two of it, which the system may refuse. The memory itself it always takes.
+  ::madvise(memory, bytes, MADV_DONTNEED);
+}
+
+}  // namespace lowrank_attention

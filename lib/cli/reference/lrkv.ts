@@ -10,6 +10,8 @@ interface Whole {
   readonly kvHead: number;
   readonly keys: Float64Array;
   readonly values: Float64Array;
+  /** Σ |terms| of each number of the values, which may cancel. */
+  readonly valueScales: Float64Array;
 }
 
 /**
@@ -52,18 +54,21 @@ export function lrkvReference(
       ? joined(first, rounded(rotated(latent, frequenciesOf(kvHead)), stored), keys)
       : joined(first, product(rounded(latent, stored), upOf(keyUp, kvHead), rank), keys);
   };
-  const valuesOf = (kvHead: number): Float64Array => {
+  const valuesOf = (kvHead: number): Omit<Whole, 'kvHead' | 'keys'> => {
     const base = rounded(Float64Array.from(rows.valueBase.data), stored);
-    const shared = valueGauge === undefined ? base : product(base, rowOf(valueGauge.data, kvHead, dim * dim), dim);
     const latent = rounded(latentsOf(rows.valueLatent, kvHead), stored);
-    return sum(shared, product(latent, upOf(valueUp, kvHead), rank));
+    const gauge = valueGauge && rowOf(valueGauge.data, kvHead, dim * dim);
+    const up = upOf(valueUp, kvHead);
+    const terms = (of: <Matrix extends Numbers>(matrix: Matrix) => Matrix) =>
+      sum(gauge === undefined ? of(base) : product(of(base), of(gauge), dim), product(of(latent), of(up), rank));
+    return { values: terms((matrix) => matrix), valueScales: terms(absolute) };
   };
 
   const query = headsOf(q);
   let whole: Whole | undefined;
   return new Reference(heads, queries, (head, row) => {
     const kvHead = Math.floor((head * kvHeads) / heads);
-    if (whole?.kvHead !== kvHead) whole = { kvHead, keys: keysOf(kvHead), values: valuesOf(kvHead) };
+    if (whole?.kvHead !== kvHead) whole = { kvHead, keys: keysOf(kvHead), ...valuesOf(kvHead) };
     const position = row + keys - queries;
     const own = Float64Array.from(rowOf(query(head), row, dim));
     const turned = rotated(own, frequencies, position);
@@ -76,7 +81,8 @@ export function lrkvReference(
           : joined(turned, own, 1);
     const seen = position + 1;
     const weights = softmaxWeights(full, whole.keys.subarray(0, seen * full.length), 1 / Math.sqrt(dim));
-    return weightedSum(weights, whole.values.subarray(0, seen * dim));
+    const first = (matrix: Float64Array) => matrix.subarray(0, seen * dim);
+    return weightedSum(weights, first(whole.values), first(whole.valueScales));
   });
 }
 
@@ -121,6 +127,10 @@ function joined(a: Float64Array, b: Float64Array, rows: number): Float64Array {
     result.set(rowOf(b, row, right), row * (left + right) + left);
   }
   return result;
+}
+
+function absolute<Matrix extends Numbers>(matrix: Matrix): Matrix {
+  return matrix.map(Math.abs) as Matrix;
 }
 
 function sum(a: Float64Array, b: Float64Array): Float64Array {

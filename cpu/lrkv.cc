@@ -1,9 +1,8 @@
 // LRKV on the CPU. See core/lrkv.h for the mathematics. Two forms, chosen a sequence (cpu/lrkv_plan.h):
 //   few queries: the two-part form of cpu/lrkv_tile.h. All heads stand side by side as rows, so that the base is read
 //   once; keys are cut into splits, each of which leaves the state of its rows, and a second pass merges these in
-//   ascending order and applies gauge and B_hᵀ, once a row. Splits depend on the sequence's own extents alone, so neither
-//   the batch nor the number of threads can change a bit of the result.
-//   many queries: cpu/lrkv_materialised.h.
+//   ascending order and applies gauge and B_hᵀ, once a row. Splits depend on the sequence's own extents alone, so
+//   neither the batch nor the number of threads can change a bit of the result. many queries: cpu/lrkv_materialised.h.
 
 #include "core/execution.h"
 #include "cpu/lrkv_materialised.h"
@@ -15,6 +14,9 @@ std::size_t lrkvWorkspaceBytes(const LrkvProblem& problem, Index threads) {
 }
 
 namespace {
+
+// Key/value heads whose queries make one unit: all of B_hᵀ has to be read for a position's.
+constexpr Index kQueryHeads = 8;
 
 struct Call {
   const LrkvProblem& problem;
@@ -41,8 +43,9 @@ LA_INLINE void storeRows(const Call& call) {
   });
 }
 
-// The queries of one position of a sequence, of all heads: what meets the base, and what meets the latents.
-LA_INLINE void splitQueries(const Call& call, Index s, Index query, std::byte* memory) {
+// The queries of one position of a sequence, of the heads that read some key/value heads: what meets the base, and what
+// meets the latents.
+LA_INLINE void splitQueries(const Call& call, Index s, Index query, Index firstHead, std::byte* memory) {
   const LrkvModel& model = call.problem.model;
   const LrkvLayout& layout = call.problem.layout;
   const FullProblem& full = call.problem.full;
@@ -52,8 +55,8 @@ LA_INLINE void splitQueries(const Call& call, Index s, Index query, std::byte* m
   Arena arena(memory);
   const QueryScratch scratch = placeQueryScratch(model, arena);
   turnTo(model, query + sequence.offset, scratch);
-  Index before = 0;
-  for (Index kvHead = 0; kvHead < layout.kvHeads; ++kvHead) {
+  Index before = ranksBefore(model.key, firstHead);
+  for (Index kvHead = firstHead; kvHead < minimum(firstHead + kQueryHeads, layout.kvHeads); ++kvHead) {
     for (Index head = kvHead * group; head < (kvHead + 1) * group; ++head) {
       const Index at = head * sequence.query.headStride + query * sequence.query.rowStride;
       prepareQuery(model, full.queryType, elementAt(sequence.query.data, full.queryType, at), scratch);
@@ -110,11 +113,22 @@ LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std
 
   const Index floats = lrkvStateFloats(problem.layout);
   float* states = call.space.states + plan.firstState + (split * plan.rows + first) * floats;
+  constexpr Index kRows = kRowBlock<Shape>;
+  float ones[kRows];
+  for (float& factor : ones) factor = 1;
   for (Index p = 0; p < count; ++p) {
     const Panel& panel = panels[p];
+    const auto stateOf = [&](Index lane) { return states + (p * width + lane) * floats; };
+    for (Index lane = 0; lane < panel.rows; lane += kRows) {
+      // Lanes without a row go where a tile's values were.
+      float* targets[kRows];
+      for (Index r = 0; r < kRows; ++r) {
+        targets[r] = lane + r < panel.rows ? stateOf(lane + r) : worker.scratch.flash.value;
+      }
+      lanesToRows<kRows>(panel.output + lane, width, base.valueDim, ones, targets);
+    }
     for (Index lane = 0; lane < panel.rows; ++lane) {
-      float* state = states + (p * width + lane) * floats;
-      for (Index c = 0; c < base.valueDim; ++c) state[c] = panel.output[c * width + lane];
+      float* state = stateOf(lane);
       __builtin_memcpy(state + base.valueDim, worker.sums + (p * width + lane) * sumWidth,
                        static_cast<std::size_t>(sumWidth) * sizeof(float));
       state[floats - 2] = panel.rowMax[lane];
@@ -126,18 +140,18 @@ LA_INLINE void runSplit(const Call& call, Index s, Index block, Index split, std
 // Merges the states of a row over the splits into the first one.
 LA_INLINE void mergeRow(const LrkvPlan& plan, float* first, Index floats) {
   const auto state = [&](Index split) { return first + split * plan.rows * floats; };
-  float max = -kInfinity;
-  for (Index split = 0; split < plan.splits; ++split) max = ::fmaxf(max, state(split)[floats - 2]);
-  // Of states that are all empty each factor is 2^0, on zeros.
-  const float safe = max == -kInfinity ? 0.0f : max;
+  const hn::CappedTag<float, 1> one;
+  auto max = hn::Set(one, -kInfinity);
+  for (Index split = 0; split < plan.splits; ++split) max = hn::Max(max, hn::Set(one, state(split)[floats - 2]));
+  // Where all states are empty, 0 in place of the maximum makes every factor 0.
+  const auto safe = hn::IfThenElse(hn::Eq(max, hn::Set(one, -kInfinity)), hn::Zero(one), max);
   for (Index split = 0; split < plan.splits; ++split) {
-    const float own = state(split)[floats - 2];
-    const float factor = own == -kInfinity ? 0.0f : ::exp2f(own - safe);
     const float* from = state(split);
+    const float factor = hn::GetLane(exp2NonPositive(one, hn::Sub(hn::Set(one, from[floats - 2]), safe)));
     for (Index c = 0; c < floats - 2; ++c) first[c] = split == 0 ? first[c] * factor : first[c] + from[c] * factor;
     first[floats - 1] = split == 0 ? first[floats - 1] * factor : first[floats - 1] + from[floats - 1] * factor;
   }
-  first[floats - 2] = max;
+  first[floats - 2] = hn::GetLane(max);
 }
 
 // Output and lse of all rows of a sequence that read one key/value head.
@@ -205,11 +219,12 @@ void runLrkv(const LrkvProblem& problem, const Execution& execution) {
     for (Index s = 0; s < full.sequenceCount; ++s) {
       if (!space.plans[s].materialised) queries = maximum(queries, full.sequences[s].queries);
     }
-    forEachUnit(execution, full.sequenceCount * queries, [&](Index worker, Index unit) {
-      const Index s = unit / queries;
-      const Index query = unit % queries;
+    const Index parts = divideUp(problem.layout.kvHeads, kQueryHeads);
+    forEachUnit(execution, full.sequenceCount * queries * parts, [&](Index worker, Index unit) {
+      const Index s = unit / (queries * parts);
+      const Index query = unit / parts % queries;
       if (space.plans[s].materialised || query >= full.sequences[s].queries) return;
-      splitQueries(call, s, query, call.worker(worker));
+      splitQueries(call, s, query, unit % parts * kQueryHeads, call.worker(worker));
     });
     if (execution.aborted()) return;
     switch (problem.layout.type) {

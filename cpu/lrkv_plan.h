@@ -62,8 +62,8 @@ LA_INLINE Index materialisedKeyDim(const LrkvModel& model, const LrkvLayout& lay
   return mergesKeys(model) ? model.key.dim : layout.keyBaseDim + widest(layout.keyStarts, layout.kvHeads);
 }
 
-// Materialising costs the products that make keys and values of every head, and saves the latents' part in every pair of
-// a query and a key it sees. It is chosen where its operations are fewer, by the sequence's own extents alone.
+// Materialising costs the products that make keys and values of every head, and saves the latents' part in every pair
+// of a query and a key it sees. It is chosen where its operations are fewer, by the sequence's own extents alone.
 LA_INLINE bool materialises(const LrkvProblem& problem, const FullSequence& sequence) {
   const LrkvModel& model = problem.model;
   const LrkvLayout& layout = problem.layout;
@@ -77,9 +77,9 @@ LA_INLINE bool materialises(const LrkvProblem& problem, const FullSequence& sequ
   const double valueGauge = model.value.gauge == nullptr ? 0 : number(layout.valueBaseDim);
   const bool products = mergesKeys(model) && model.rope != LrkvRope::kExact;
   const double making =
-      number(sequence.keys) * ((products ? keyLatents : 0) * number(model.key.dim) +
-                               number(layout.kvHeads) * keyGauge * number(model.key.dim) +
-                               (valueLatents + number(layout.kvHeads) * valueGauge) * number(model.value.dim));
+      number(sequence.keys) *
+      ((products ? keyLatents : 0) * number(model.key.dim) + number(layout.kvHeads) * keyGauge * number(model.key.dim) +
+       (valueLatents + number(layout.kvHeads) * valueGauge) * number(model.value.dim));
   const double reach =
       number(minimum(problem.full.left, sequence.keys) + minimum(problem.full.right, sequence.keys) + 1);
   double seen = reach < number(sequence.keys) ? reach : number(sequence.keys);
@@ -108,11 +108,9 @@ LA_INLINE LrkvPlan planLrkv(const LrkvProblem& problem, const FullSequence& sequ
 
 // Keys and values of some heads of a sequence, materialised, and the exact attention over them.
 struct MaterialisedSpace {
-  float* query = nullptr;   // [heads][queries][key dim]
-  float* key = nullptr;     // [key/value heads][keys][key dim]
-  float* value = nullptr;   // [key/value heads][keys][value dim]
-  float* keyRows = nullptr;    // [key/value heads][base columns or latents][padded dim]: gauge and B_hᵀ, aligned
-  float* valueRows = nullptr;
+  float* query = nullptr;     // [heads][queries][key dim]
+  float* key = nullptr;       // [key/value heads][keys][key dim]
+  float* value = nullptr;     // [key/value heads][keys][value dim]
   std::byte* full = nullptr;  // workspace of exact attention
 };
 
@@ -137,43 +135,47 @@ LA_INLINE FullProblem materialisedProblem(const LrkvProblem& problem, const Full
   return full;
 }
 
-// Rows that columns are computed over in pairs of vectors.
-LA_INLINE Index paddedColumns(Index columns) { return roundUp(columns, 32); }
-
 LA_INLINE MaterialisedSpace placeMaterialised(const LrkvProblem& problem, const FullSequence& sequence, Index threads,
                                               Arena& memory) {
-  const LrkvModel& model = problem.model;
-  const LrkvLayout& layout = problem.layout;
   const Index heads = materialisedHeads(problem, sequence);
   const FullProblem full = materialisedProblem(problem, &sequence, heads);
-  const Index keyRows = layout.keyBaseDim + widest(layout.keyStarts, layout.kvHeads);
-  const Index valueRows = layout.valueBaseDim + widest(layout.valueStarts, layout.kvHeads);
   MaterialisedSpace space;
   space.query = memory.take<float>(full.heads * sequence.queries * full.headDim);
   space.key = memory.take<float>(heads * sequence.keys * full.headDim);
   space.value = memory.take<float>(heads * sequence.keys * full.valueDim);
-  space.keyRows = memory.take<float>(heads * keyRows * paddedColumns(model.key.dim));
-  space.valueRows = memory.take<float>(heads * valueRows * paddedColumns(model.value.dim));
   space.full = memory.take<std::byte>(static_cast<Index>(fullWorkspaceBytes(full, threads)));
   return space;
 }
 
-// Floats of a worker's buffers for materialised rows: a page of them, and the page's own rows as float32.
-LA_INLINE Index rowScratchFloats(const LrkvProblem& problem) {
+// Scratch of one worker that materialises rows, a page of them at a time.
+struct RowScratch {
+  float* whole = nullptr;  // [kPageRows][wholeStride]
+  float* base = nullptr;   // the page's own rows as float32
+  float* latents = nullptr;
+  float* strip = nullptr;
+};
+
+LA_INLINE RowScratch placeRowScratch(const LrkvProblem& problem, Arena& memory) {
+  const LrkvModel& model = problem.model;
   const LrkvLayout& layout = problem.layout;
-  const Index columns = maximum(paddedColumns(problem.model.key.dim), paddedColumns(problem.model.value.dim));
-  const Index source = maximum(layout.keyBaseDim + widest(layout.keyStarts, layout.kvHeads),
-                               layout.valueBaseDim + widest(layout.valueStarts, layout.kvHeads));
-  return LrkvLayout::kPageRows * (columns + source);
+  constexpr Index rows = LrkvLayout::kPageRows;
+  RowScratch scratch;
+  scratch.whole = memory.take<float>(rows * wholeStride(maximum(model.key.dim, model.value.dim)));
+  scratch.base = memory.take<float>(rows * maximum(layout.keyBaseDim, layout.valueBaseDim));
+  scratch.latents = memory.take<float>(
+      rows * maximum(widest(layout.keyStarts, layout.kvHeads), widest(layout.valueStarts, layout.kvHeads)));
+  scratch.strip =
+      memory.take<float>(maximum(stripFloats(model.key, layout.kvHeads), stripFloats(model.value, layout.kvHeads)));
+  return scratch;
 }
 
 struct LrkvWorkspace {
   LrkvPlan* plans = nullptr;
-  std::byte* pages = nullptr;       // of sequences that come as rows
-  float* baseQueries = nullptr;     // [rows of all sequences][key base columns]
-  float* latentQueries = nullptr;   // [rows of all sequences][queryWidth]
+  std::byte* pages = nullptr;      // of sequences that come as rows
+  float* baseQueries = nullptr;    // [rows of all sequences][key base columns]
+  float* latentQueries = nullptr;  // [rows of all sequences][queryWidth]
   float* states = nullptr;
-  std::byte* shared = nullptr;      // of one materialised sequence at a time
+  std::byte* shared = nullptr;  // of one materialised sequence at a time
   std::byte* workers = nullptr;
   Index queryWidth = 0;
   Index workerBytes = 0;
@@ -230,7 +232,7 @@ LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, st
       Arena whole(nullptr);
       placeMaterialised(problem, sequence, threads, whole);
       shared = maximum(shared, whole.bytes());
-      own.take<float>(rowScratchFloats(problem));
+      placeRowScratch(problem, own);
     } else {
       placeLrkvWorker(problem, plan, own);
     }

@@ -4,17 +4,11 @@
 #define LOWRANK_ATTENTION_CPU_LRKV_QUERY_H_
 
 #include "core/lrkv.h"
+#include "cpu/lrkv_rows.h"
 #include "cpu/panel.h"
 #include "cpu/rotary.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
-
-// Columns before those of each head where heads of such ranks stand side by side.
-LA_INLINE Index ranksBefore(const LrkvFactors& factors, Index head) {
-  Index sum = 0;
-  for (Index h = 0; h < head; ++h) sum += factors.ranks[h];
-  return sum;
-}
 
 LA_INLINE Index widest(const Index* starts, Index heads) {
   Index width = 0;
@@ -51,12 +45,12 @@ LA_INLINE void dotRows(const float* rows, Index count, const float* x, Index dim
 
 // Scratch for the queries of one position.
 struct QueryScratch {
-  float* cosines = nullptr;        // [headDim / 2]
+  float* cosines = nullptr;  // [headDim / 2]
   float* sines = nullptr;
   float* latentCosines = nullptr;  // [Σ key ranks / 2]
   float* latentSines = nullptr;
-  float* plain = nullptr;          // [headDim]
-  float* rotated = nullptr;        // [headDim]
+  float* plain = nullptr;    // [headDim]
+  float* rotated = nullptr;  // [headDim]
 };
 
 template <class Memory>
@@ -81,11 +75,11 @@ LA_INLINE void turnTo(const LrkvModel& model, Index position, const QueryScratch
   fillTable(model.frequencies, model.key.dim / 2, place, scratch.cosines, scratch.sines);
   if (model.rope != LrkvRope::kLatent) return;
   fillTable(model.latentFrequencies, ranksBefore(model.key, model.kvHeads) / 2, place, scratch.latentCosines,
-             scratch.latentSines);
+            scratch.latentSines);
 }
 
-// scratch.plain and scratch.rotated of a query, with what gain belongs on it. The gain of a normalised key stands on the
-// query wherever that is the same; a key that is stored whole has its own.
+// scratch.plain and scratch.rotated of a query, with what gain belongs on it. The gain of a normalised key stands on
+// the query wherever that is the same; a key that is stored whole has its own.
 LA_INLINE void prepareQuery(const LrkvModel& model, DataType type, const void* query, const QueryScratch& scratch) {
   const Index dim = model.key.dim;
   convertRow(type, query, DataType::kFloat32, scratch.plain, dim);

@@ -93,7 +93,7 @@ LA_INLINE void residualColumns(D d, const void* latents, Index width, Index coun
   };
   Index j = 0;
   for (; j + kDepth <= count; j += kDepth) {
-    ahead.fetch(kDepth * kVecs * n * elementBytes(kType));
+    ahead.fetch(n * kVecs * kDepth * elementBytes(kType));
 #pragma GCC unroll 8
     for (int k = 0; k < kDepth; ++k) add(j + k, total[k]);
   }
@@ -112,20 +112,18 @@ template <DataType kType>
 static void residualOutput(const void* latents, Index width, Index count, const float* weights, Index stride,
                            float decay, float* sum, Ahead ahead) {
   constexpr Index n = kLanes<Full>;
-  Index c = 0;
-  const auto columns = [&](auto vecs, auto tag) {
-    constexpr int kVecs = decltype(vecs)::value;
-    residualColumns<kType, kVecs>(tag, elementAt(latents, kType, c), width, count, weights, stride, decay, sum + c,
-                                  ahead);
-    c += kVecs * kLanes<decltype(tag)>;
+  const auto columns = [&](Index c, auto vecs, auto tag) {
+    residualColumns<kType, decltype(vecs)::value>(tag, elementAt(latents, kType, c), width, count, weights, stride,
+                                                  decay, sum + c, ahead);
   };
-  while (c + 8 * n <= width) columns(Constant<8>(), Full());
-  while (c + 4 * n <= width) columns(Constant<4>(), Full());
-  while (c + 2 * n <= width) columns(Constant<2>(), Full());
-  while (c + n <= width) columns(Constant<1>(), Full());
+  Index c = 0;
+  for (; c + 8 * n <= width; c += 8 * n) columns(c, Constant<8>(), Full());
+  for (; c + 4 * n <= width; c += 4 * n) columns(c, Constant<4>(), Full());
+  for (; c + 2 * n <= width; c += 2 * n) columns(c, Constant<2>(), Full());
+  for (; c + n <= width; c += n) columns(c, Constant<1>(), Full());
   // Widths are multiples of kRankStep, which may be half a vector.
   if constexpr (n > kRankStep) {
-    if (c < width) columns(Constant<1>(), hn::CappedTag<float, kRankStep>());
+    if (c < width) columns(c, Constant<1>(), hn::CappedTag<float, kRankStep>());
   }
 }
 

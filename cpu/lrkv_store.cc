@@ -8,14 +8,11 @@
 #include "core/lrkv.h"
 #include "cpu/arena.h"
 #include "cpu/kernels.h"
-#include "cpu/microkernel.h"
+#include "cpu/lrkv_rows.h"
 #include "cpu/rotary.h"
 #include "cpu/transpose.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
-
-// Columns of a product that are computed together.
-constexpr Index kStripWidth = 2 * kLanes<Full>;
 
 LA_INLINE bool storesWholeKeys(const LrkvModel& model) { return model.rope == LrkvRope::kExact; }
 LA_INLINE bool multipliesKeys(const LrkvStoreProblem& problem) {
@@ -24,21 +21,6 @@ LA_INLINE bool multipliesKeys(const LrkvStoreProblem& problem) {
 LA_INLINE bool rotatesLatents(const LrkvModel& model) {
   return model.rope == LrkvRope::kLatent || model.rope == LrkvRope::kPaper;
 }
-
-LA_INLINE Index largestRank(const LrkvFactors& factors, Index heads) {
-  Index most = 0;
-  for (Index head = 0; head < heads; ++head) most = maximum(most, factors.ranks[head]);
-  return most;
-}
-LA_INLINE Index allRanks(const LrkvFactors& factors, Index heads) {
-  Index sum = 0;
-  for (Index head = 0; head < heads; ++head) sum += factors.ranks[head];
-  return sum;
-}
-
-// Floats between rows of whole keys: whole strips, which hold a multiple of kRankStep.
-LA_INLINE Index wholeStride(Index dim) { return roundUp(dim, kStripWidth); }
-static_assert(kStripWidth % kRankStep == 0);
 
 // Scratch of one worker, for blocks of R rows.
 struct StoreScratch {
@@ -66,7 +48,7 @@ LA_INLINE StoreScratch placeStore(const LrkvStoreProblem& problem, Arena& arena)
   scratch.latent = arena.take<float>(rows * rank);
   if (multipliesKeys(problem)) {
     scratch.whole = arena.take<float>(rows * wholeStride(dim));
-    scratch.strip = arena.take<float>(maximum(model.key.baseDim, rank) * kStripWidth);
+    scratch.strip = arena.take<float>(stripFloats(model.key, model.kvHeads));
   }
   scratch.cosines = arena.take<float>(rows * pairs);
   scratch.sines = arena.take<float>(rows * pairs);
@@ -114,53 +96,11 @@ LA_INLINE void loadBlock(const StoreBlock& block, const void* matrix, Index colu
   }
 }
 
-// out[r] = or, where `adds`, += rows[r]·matrix, of `depth` rows and `columns` columns; the last strip of `out` is zero
-// past the columns, if it is not added to.
-static void multiplyBlock(const float* rows, Index count, const float* matrix, Index depth, Index columns, bool adds,
-                          float* out, float* strip) {
-  const Full d;
-  constexpr Index n = kLanes<Full>;
-  const Index stride = wholeStride(columns);
-  for (Index c = 0; c < columns; c += kStripWidth) {
-    const Index present = minimum(kStripWidth, columns - c);
-    // A strip that one group of rows reads is read where it lies.
-    const bool packed = present < kStripWidth || count > kMaxRows<2>;
-    for (Index k = 0; packed && k < depth; ++k) {
-      float* target = strip + k * kStripWidth;
-      __builtin_memcpy(target, matrix + k * columns + c, static_cast<std::size_t>(4 * present));
-      for (Index lane = present; lane < kStripWidth; ++lane) target[lane] = 0;
-    }
-    forRowGroups<kMaxRows<2>>(count, [&](Index first, auto size) {
-      float* target = out + first * stride + c;
-      outerProduct<decltype(size)::value, 2>(
-          d, rows + first * depth, depth, 1, packed ? strip : matrix + c, packed ? kStripWidth : columns, depth,
-          [&](int r, int v) { return adds ? hn::LoadU(d, target + r * stride + v * n) : hn::Zero(d); },
-          [&](int r, int v, Vec<Full> sum) { hn::StoreU(sum, d, target + r * stride + v * n); });
-    });
-  }
-}
-
 // whole[r] = base·A_h + latent_h·B_hᵀ, zero from `dim` on.
 LA_INLINE void multiplyKeys(const StoreBlock& block, Index head, Index firstRank, const StoreScratch& scratch) {
-  const LrkvModel& model = block.problem.model;
-  const LrkvFactors& key = model.key;
-  const Index stride = wholeStride(key.dim);
-  const Index rank = key.ranks[head];
-  if (key.gauge != nullptr && key.baseDim > 0) {
-    multiplyBlock(scratch.base, block.count, key.gauge + head * key.baseDim * key.dim, key.baseDim, key.dim, false,
-                  scratch.whole, scratch.strip);
-  } else {
-    // A_h is the identity, or there is no base.
-    for (Index r = 0; r < block.count; ++r) {
-      float* row = scratch.whole + r * stride;
-      __builtin_memcpy(row, scratch.base + r * key.baseDim, static_cast<std::size_t>(4 * key.baseDim));
-      for (Index c = key.baseDim; c < stride; ++c) row[c] = 0;
-    }
-  }
-  if (rank > 0) {
-    multiplyBlock(scratch.latent, block.count, key.up + firstRank * key.dim, rank, key.dim, true, scratch.whole,
-                  scratch.strip);
-  }
+  const LrkvFactors& key = block.problem.model.key;
+  wholeFromBase(key, head, scratch.base, block.count, scratch.whole, scratch.strip);
+  addLatents(key, head, firstRank, {scratch.latent, key.ranks[head]}, block.count, scratch.whole, scratch.strip);
 }
 
 LA_INLINE RotaryTable tableOf(const StoreBlock& block, Index r, const StoreScratch& scratch) {
@@ -274,7 +214,7 @@ LA_INLINE void storeKeys(const StoreBlock& block, const StoreScratch& scratch) {
   if (model.rope != LrkvRope::kOff) {
     fillTables(model.frequencies, model.key.dim / 2, block.position(0), block.count, scratch.cosines, scratch.sines);
   }
-  const Index all = allRanks(model.key, model.kvHeads);
+  const Index all = ranksBefore(model.key, model.kvHeads);
   for (Index head = 0, first = 0; head < model.kvHeads; first += model.key.ranks[head++]) {
     storeKeyHead(block, head, first, all, scratch);
   }
@@ -286,7 +226,7 @@ LA_INLINE void storeValues(const StoreBlock& block) {
   const LrkvRows& rows = block.problem.rows;
   const LrkvLayout& layout = block.problem.layout;
   const Index baseDim = model.value.baseDim;
-  const Index all = allRanks(model.value, model.kvHeads);
+  const Index all = ranksBefore(model.value, model.kvHeads);
   for (Index r = 0; r < block.count; ++r) {
     const Index place = block.place + r;
     convertRow(rows.type, block.source(rows.valueBase, baseDim, r, 0), layout.type,

@@ -1,5 +1,5 @@
-// The two-part form: a panel whose rows are queries of all heads walks over the stored keys and values. For one tile of T
-// keys, with W rows as lanes:
+// The two-part form: a panel whose rows are queries of all heads walks over the stored keys and values. For one tile of
+// T keys, with W rows as lanes:
 //   S [T][W]       = latents·q_latent, head by head, + base [T][baseDim]·q_base [baseDim][W]
 //   output [vb][W] = output·decay + value baseᵀ·P          sums [W][width] = sums·decay + P·value latents, head by head
 // The base is that of exact attention with a single key head, at the rate of a matrix product; the softmax between is
@@ -14,9 +14,9 @@
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
-// Keys of a tile: a few blocks of latents, so that what a head reads of them is long enough to be worth asking for, while
-// base, queries and scores stay in the caches.
-constexpr Index kLrkvTile = 2 * kLatentRows;
+// Keys of a tile: a whole page, so that what a head reads of its latents is long, and what is done once a tile and head
+// is rare. Scores and queries still fit L1; half as many keys took a fifth longer (docs/performance.md).
+constexpr Index kLrkvTile = LrkvLayout::kPageRows;
 
 // Scratch of one worker beside its panels.
 struct LrkvScratch {
@@ -77,8 +77,8 @@ LA_INLINE const void* valueLatentsAt(const LrkvLayout& layout, const std::byte* 
                    layout.valueLatents(kvHead) + row * layout.valueWidth(kvHead));
 }
 
-// Asks for the latents of one tile of all heads, a cache line at a time, head after head: while the base is multiplied,
-// memory would have nothing to do.
+// Asks for the latents of one tile of all heads, two cache lines at a time, head after head: while the base is
+// multiplied, memory would have nothing to do.
 class LatentsAhead {
  public:
   LA_METHOD LatentsAhead(const LrkvTile& tile, KeyRange keys, bool values)
@@ -91,8 +91,8 @@ class LatentsAhead {
 
   LA_METHOD void operator()() {
     if (next_ < end_) {
-      __builtin_prefetch(next_, 0, 2);
-      next_ += kCacheLine;
+      prefetch<2>(next_, kStep);
+      next_ += kStep;
     } else if (head_ < heads_) {
       const Index width = values_ ? layout_.valueWidth(head_) : layout_.keyWidth(head_);
       const void* first = values_ ? valueLatentsAt(layout_, page_, head_, row_)
@@ -104,7 +104,7 @@ class LatentsAhead {
   }
 
  private:
-  static constexpr Index kCacheLine = 64;
+  static constexpr Index kStep = 128;
   const LrkvLayout& layout_;
   const Index heads_;
   const bool values_;
@@ -208,10 +208,9 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
       }
     }
     const bool last = kvHead + 1 == layout.kvHeads;
-    const Ahead ahead =
-        last ? Ahead(nullptr, 0)
-             : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
-                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
+    const Ahead ahead = last ? Ahead(nullptr, 0)
+                             : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
+                                     count * layout.valueWidth(kvHead + 1) * elementBytes(kType));
     residualOutput<kType>(latents, own, count, weights, width, decay[lane], sum, ahead);
     if (next.begin < next.end) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next, lane, panel.rows);
   });
@@ -237,7 +236,7 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
         d, key.data + first * key.rowStride, key.rowStride, 1, panel.query, width, base.headDim,
         [&](int r, int v) { return hn::Load(d, target + r * width + v * kLanes<D>); },
         [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, target + r * width + v * kLanes<D>); },
-        [&] { valuesAhead(); valuesAhead(); });
+        [&] { valuesAhead(); });
   });
   if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
   alignas(64) float decay[width];
@@ -255,14 +254,14 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
             return hn::Mul(hn::Load(d, output + r * width + v * kLanes<D>), hn::Load(d, decay + v * kLanes<D>));
           },
           [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); },
-          [&] { keysAhead(); keysAhead(); });
+          [&] { keysAhead(); });
     });
   }
   latentOutput<Shape, kType>(tile, panel, keys, next, hidden, decay, sums);
 }
 
-// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with garbage,
-// when the call is aborted.
+// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with
+// garbage, when the call is aborted.
 template <class Shape, DataType kType>
 LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
                            const Execution& execution) {

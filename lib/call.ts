@@ -84,44 +84,46 @@ export async function runAsync<Result>(entry: PublicEntry, prepare: () => Call<R
     const call = prepare();
     const { threads, isa, signal } = checkHow(call.options);
     throwIfAborted(signal);
-    const flag = signal === undefined ? null : watch(signal);
+    const flag = signal === undefined ? null : new Int32Array(1);
+    const raise = (): void => {
+      if (flag !== null) flag[0] = 1;
+    };
+    if (signal !== undefined) watch(signal, raise);
     try {
       const outcome = await call.op(call.operands, call.numbers, threads, isa, true, flag);
       if (outcome !== undefined) throw failure(outcome, signal);
       return call.result;
     } finally {
-      if (signal !== undefined && flag !== null) unwatch(signal, flag);
+      if (signal !== undefined) unwatch(signal, raise);
     }
   } catch (error) {
     throw atCallOf(entry, error);
   }
 }
 
-/** Flags of the calls in flight under each signal: one listener a signal, however many calls share it. */
-const watched = new WeakMap<AbortSignal, { readonly flags: Set<Int32Array>; readonly listener: () => void }>();
+/** What is to be done when each signal aborts: one listener a signal, however many calls share it. */
+const watched = new WeakMap<AbortSignal, { readonly alarms: Set<() => void>; readonly listener: () => void }>();
 
-/** A flag that native code looks at and that is raised when the signal aborts. */
-function watch(signal: AbortSignal): Int32Array {
+/** Calls `alarm` when the signal aborts, until {@link unwatch}. */
+export function watch(signal: AbortSignal, alarm: () => void): void {
   let entry = watched.get(signal);
   if (entry === undefined) {
-    const flags = new Set<Int32Array>();
+    const alarms = new Set<() => void>();
     const listener = (): void => {
-      for (const flag of flags) flag[0] = 1;
+      for (const each of alarms) each();
     };
     attempt('signal', () => signal.addEventListener('abort', listener, { once: true }));
-    entry = { flags, listener };
+    entry = { alarms, listener };
     watched.set(signal, entry);
   }
-  const flag = new Int32Array(1);
-  entry.flags.add(flag);
-  return flag;
+  entry.alarms.add(alarm);
 }
 
-function unwatch(signal: AbortSignal, flag: Int32Array): void {
+export function unwatch(signal: AbortSignal, alarm: () => void): void {
   const entry = watched.get(signal);
   if (entry === undefined) return;
-  entry.flags.delete(flag);
-  if (entry.flags.size > 0) return;
+  entry.alarms.delete(alarm);
+  if (entry.alarms.size > 0) return;
   watched.delete(signal);
   attempt('signal', () => signal.removeEventListener('abort', entry.listener));
 }

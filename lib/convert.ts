@@ -1,5 +1,5 @@
-import { nothing, runSync } from './call';
-import { asBits, checkAnyTensor, checkDims, checkOptions, checkType } from './check';
+import { type Call, type CallOptions, nothing, runSync } from './call';
+import { asBits, checkAnyTensor, checkDims, checkOptions, checkType, type Operand } from './check';
 import { guard } from './errors';
 import { addon, typeNumbers } from './native';
 import { checkSeed, normals } from './random';
@@ -17,18 +17,22 @@ import { allocate, type DataType, type RandomNormalOptions, type Tensor, type Te
 export function cast<Type extends DataType>(source: Tensor, type: Type): TensorOf<Type>;
 export function cast(source: Tensor, type: DataType): Tensor {
   return runSync(cast, () => {
-    const { data, dims, type: from } = checkAnyTensor('source', source);
-    const target = allocate('source', dims, checkType('type', type));
-    const bits = asBits(data);
-    const count = view.length(bits);
-    return {
-      op: count === 0 ? nothing : addon.convert,
-      operands: [bits, target.data],
-      numbers: Float64Array.of(typeNumbers[from], typeNumbers[type], count),
-      options: {},
-      result: target,
-    };
-  });
+    const tensor = checkAnyTensor('source', source);
+    const target = allocate('source', tensor.dims, checkType('type', type));
+    return convertCall({ ...tensor, data: asBits(tensor.data) }, target as Operand, {});
+  }) as Tensor;
+}
+
+/** The native call that writes a tensor into another of as many elements, in its element type. */
+export function convertCall(source: Operand, target: Operand, options: CallOptions): Call<Operand> {
+  const count = view.length(source.data);
+  return {
+    op: count === 0 ? nothing : addon.convert,
+    operands: [source.data, target.data],
+    numbers: Float64Array.of(typeNumbers[source.type], typeNumbers[target.type], count),
+    options,
+    result: target,
+  };
 }
 
 /** A tensor's numbers in float32: its own memory if that is its type. */

@@ -69,6 +69,18 @@ export function expected(
   return new AttentionError(code, name, `expected ${what} for \`${name}\`, received ${shown}`, options);
 }
 
+/** Runs a check that calls things by names of its own; `nameOf` gives those that the caller knows. */
+export function renaming<Result>(nameOf: (argument: string) => string, check: () => Result): Result {
+  try {
+    return check();
+  } catch (error) {
+    if (!isOurs(error)) throw error;
+    const { code, argument, message, cause } = error;
+    const renamed = message.replace(`for \`${argument}\`, received`, () => `for \`${nameOf(argument)}\`, received`);
+    throw new AttentionError(code, nameOf(argument), renamed, cause === undefined ? {} : { cause });
+  }
+}
+
 /** A public function or class, at whose caller stacks begin. */
 export type PublicEntry = ((...args: never[]) => unknown) | (new (...args: never[]) => unknown);
 

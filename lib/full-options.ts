@@ -142,16 +142,19 @@ function checkReach(
   causalByDefault: boolean,
 ): readonly [left: number, right: number] {
   const isCausal = causal === undefined ? causalByDefault : checkFlag('causal', causal);
-  let left = -1;
-  let right = -1;
-  if (window !== undefined) {
-    const side = (value: unknown, index: number): number =>
-      value === Infinity ? -1 : checkInteger(`window[${index}]`, value, 0);
-    const sides = isArray(window) ? readList('window', window, (length) => length === 2, side) : undefined;
-    if (sides === undefined) throw expected('ERR_ARGUMENT', 'window', '[left, right]', window);
-    [left, right] = sides as [number, number];
-  }
+  const [left, right] = (window === undefined ? [Infinity, Infinity] : checkWindow(window)).map((side) =>
+    side === Infinity ? -1 : side,
+  ) as [number, number];
   return [left, isCausal ? 0 : right];
+}
+
+/** A copy of a window. */
+export function checkWindow(window: unknown): readonly [left: number, right: number] {
+  const side = (value: unknown, index: number): number =>
+    value === Infinity ? Infinity : checkInteger(`window[${index}]`, value, 0);
+  const sides = isArray(window) ? readList('window', window, (length) => length === 2, side) : undefined;
+  if (sides === undefined) throw expected('ERR_ARGUMENT', 'window', '[left, right]', window);
+  return sides as [number, number];
 }
 
 /** What exact attention over tensors computes, as native calls take it. */

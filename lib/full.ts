@@ -33,12 +33,12 @@ export interface AttentionWithLse {
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
  */
 export async function attention(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Promise<Tensor> {
-  return (await runAsync(attention, () => prepare(q, k, v, options, false))).output;
+  return (await runAsync(attention, () => attentionCall(q, k, v, options, false))).output;
 }
 
 /** {@link attention} on the calling thread. */
 export function attentionSync(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): Tensor {
-  return runSync(attentionSync, () => prepare(q, k, v, options, false)).output;
+  return runSync(attentionSync, () => attentionCall(q, k, v, options, false)).output;
 }
 
 /** {@link attention} that also returns each row's log-sum-exp, so that parts can be merged with `mergeAttention`. */
@@ -48,15 +48,16 @@ export async function attentionWithLse(
   v: Tensor,
   options?: AttentionOptions,
 ): Promise<AttentionWithLse> {
-  return await runAsync(attentionWithLse, () => prepare(q, k, v, options, true));
+  return await runAsync(attentionWithLse, () => attentionCall(q, k, v, options, true));
 }
 
 /** {@link attentionWithLse} on the calling thread. */
 export function attentionWithLseSync(q: Tensor, k: Tensor, v: Tensor, options?: AttentionOptions): AttentionWithLse {
-  return runSync(attentionWithLseSync, () => prepare(q, k, v, options, true));
+  return runSync(attentionWithLseSync, () => attentionCall(q, k, v, options, true));
 }
 
-function prepare(
+/** The call of {@link attention}. */
+export function attentionCall(
   q: Tensor,
   k: Tensor,
   v: Tensor,

@@ -16,6 +16,7 @@ export type { AnalysisOptions } from './analysis/matrix';
 export { type SpectralMetrics, spectralMetrics } from './analysis/metrics';
 export { type Pca, type PcaOptions, pca, pcaSync } from './analysis/pca';
 export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './analysis/spectrum';
+export { attentionLayer } from './attention-layer';
 export { KvCache } from './cache';
 export type { AttendOptions } from './cache-attend';
 export { type AttendItem, attendBatch, attendBatchSync } from './cache-batch';
@@ -38,9 +39,28 @@ export {
   relu,
   taylor,
 } from './features';
+export type { Gauge } from './fit/als';
+export {
+  type ComponentsReport,
+  type DescribeOptions,
+  describeHeads,
+  describeHeadsSync,
+  type HeadsDescription,
+  type SideDescription,
+} from './fit/describe';
+export { fitLrkv, fitLrkvSync, type LrkvFit } from './fit/fit';
+export type { FitOptions, FitProgress, GaugeOption } from './fit/options';
+export type {
+  LrkvHeadReport,
+  LrkvLayerReport,
+  LrkvRatios,
+  LrkvReport,
+  LrkvSideReport,
+} from './fit/report';
 export { type AttentionWithLse, attention, attentionSync, attentionWithLse, attentionWithLseSync } from './full';
 export type { AttentionOptions, Layout, ScoreOptions } from './full-options';
 export { type DeviceInfo, devices, type Info, info } from './info';
+export type { AttentionLayer, ForwardOptions, LayerCacheOptions, LayerOptions, StepOptions } from './layer';
 export { type LinearAttentionOptions, linearAttention, linearAttentionSync } from './linear';
 export type { LinearMethod, UpdateRule } from './linear-call';
 export {
@@ -81,10 +101,13 @@ export {
 } from './lrkv';
 export { LrkvCache, type LrkvCacheOptions } from './lrkv-cache';
 export type { LrkvAppendOptions, LrkvProjections } from './lrkv-hidden';
+export { lrkvLayer } from './lrkv-layer';
 export type { LrkvModel, RopeMode } from './lrkv-model';
 export type { LrkvRows } from './lrkv-rows';
 export { type MatmulOptions, matmul, matmulSync } from './matmul';
 export { type MergeOptions, mergeAttention, mergeAttentionSync } from './merge';
+export { type ModelOptions, readAttentionWeights, readLrkvWeights } from './model/read';
+export { type WriteLrkvOptions, writeLrkvWeights } from './model/write';
 export type { KernelRow } from './native';
 export { type LandmarkIndices, type NystromOptions, nystromAttention, nystromAttentionSync } from './nystrom';
 export type { KvCacheOptions } from './paged-cache';
@@ -102,3 +125,4 @@ export {
   tensor,
   zeros,
 } from './tensor';
+export type { AttentionWeights, LrkvWeights } from './weights';

@@ -84,11 +84,8 @@ function emptyStart(shape: CacheShape, model: CheckedLrkvModel): LrkvStart {
 }
 
 /** A cache for a model that has been checked before, as a layer makes them. */
-export function newLrkvCache(
-  model: CheckedLrkvModel,
-  { capacity, type }: Pick<CacheShape, 'capacity' | 'type'>,
-): LrkvCache {
-  const shape = { heads: model.kvHeads, headDim: model.key.dim, valueDim: model.value.dim, capacity, type };
+export function newLrkvCache(model: CheckedLrkvModel, wanted: Pick<KvCacheOptions, 'capacity' | 'type'>): LrkvCache {
+  const shape = checkCacheShape({ ...wanted, heads: model.kvHeads, headDim: model.key.dim, valueDim: model.value.dim });
   return new LrkvCache(optionsOf(emptyStart(shape, model)));
 }
 

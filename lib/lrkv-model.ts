@@ -373,16 +373,20 @@ export interface LrkvStored {
 }
 
 /** Latents are stored in multiples of so many components. */
-const rankStep = 8;
+export const storedStep = 8;
+
+/** Components that a head's latents take in a cache. */
+export function paddedRank(rank: number): number {
+  return storedStep * Math.ceil(rank / storedStep);
+}
 
 export function lrkvStored({ key, value, mode, norm }: CheckedLrkvModel): LrkvStored {
   const whole = mode === modeNumbers.exact;
-  const padded = (rank: number): number => rankStep * Math.ceil(rank / rankStep);
   return {
     keyBaseDim: whole ? 0 : key.baseDim,
     valueBaseDim: value.baseDim,
-    keyWidths: key.ranks.map((rank) => padded(whole ? key.dim : rank)),
-    valueWidths: value.ranks.map(padded),
+    keyWidths: key.ranks.map((rank) => paddedRank(whole ? key.dim : rank)),
+    valueWidths: value.ranks.map(paddedRank),
     scaled: norm !== null && !whole,
   };
 }

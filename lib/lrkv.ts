@@ -4,6 +4,7 @@ import { expected } from './errors';
 import type { AttentionWithLse } from './full';
 import { type AttentionOptions, attentionOptionNames, checkAttention } from './full-options';
 import {
+  type CheckedLrkvModel,
   checkLrkvModel,
   type LrkvModel,
   lrkvModelNames,
@@ -11,7 +12,14 @@ import {
   lrkvModelOperands,
   mostKvHeads,
 } from './lrkv-model';
-import { checkLrkvColumns, checkLrkvRows, type LrkvRows, lrkvRowNames, lrkvRowOperands } from './lrkv-rows';
+import {
+  type CheckedLrkvRows,
+  checkLrkvColumns,
+  checkLrkvRows,
+  type LrkvRows,
+  lrkvRowNames,
+  lrkvRowOperands,
+} from './lrkv-rows';
 import { addon, typeNumbers } from './native';
 import { outputDims } from './qkv';
 import { view } from './read';
@@ -80,10 +88,9 @@ function prepare(
   withLse: boolean,
 ): Call<AttentionWithLse> {
   const options: LrkvOptions = checkOptions('options', given, optionNames);
-  const rowsBeforeHeads = checkLayout(options.layout);
   const query = checkTensor('q', q, 4);
   const [batch, second, third, headDim] = query.dims as [number, number, number, number];
-  const [heads, queries] = rowsBeforeHeads ? [third, second] : [second, third];
+  const heads = checkLayout(options.layout) ? third : second;
   if (heads === 0 || headDim === 0) throw expected('ERR_SHAPE', 'q', 'at least one head of size >= 1', query.dims);
   const kvHeads = checkInteger('kvHeads', options.kvHeads === undefined ? heads : options.kvHeads, 1, mostKvHeads);
   if (heads % kvHeads !== 0)
@@ -95,7 +102,20 @@ function prepare(
   const [keyBaseDim, valueBaseDim] = [rows.keyBase.dims[2], rows.valueBase.dims[2]];
   const model = checkLrkvModel(parts, { kvHeads, headDim, keyBaseDim, valueBaseDim });
   checkLrkvColumns(rows, model);
+  return lrkvCall(query, rows, model, options, withLse);
+}
 
+/** The call on queries, rows and a model that fit each other. */
+export function lrkvCall(
+  query: Operand,
+  rows: CheckedLrkvRows,
+  model: CheckedLrkvModel,
+  options: AttentionOptions,
+  withLse: boolean,
+): Call<AttentionWithLse> {
+  const rowsBeforeHeads = checkLayout(options.layout);
+  const [batch, second, third, headDim] = query.dims as [number, number, number, number];
+  const [heads, queries] = rowsBeforeHeads ? [third, second] : [second, third];
   const extents = { batch, heads, queries, keys: rows.count, headDim, valueDim: model.value.dim, rowsBeforeHeads };
   const { lse, mask, operands, numbers } = checkAttention(options, extents, withLse);
   const modelOperands = lrkvModelOperands(model);

@@ -168,7 +168,7 @@ export class CacheMemory implements CacheShape {
 }
 
 /** Classes of caches, in messages. */
-type CacheKind = 'a KvCache' | 'an LrkvCache';
+export type CacheKind = 'a KvCache' | 'an LrkvCache';
 
 /** The memory of a cache, whatever a value's prototype says. Set by the class. */
 let memoryIn: (value: unknown) => CacheMemory | undefined;

@@ -40,7 +40,7 @@ export interface RmsNormOptions {
 }
 
 /** Numbers of core/rotary.h. */
-const pairings = { half: 0, interleaved: 1 } as const;
+export const pairings = { half: 0, interleaved: 1 } as const;
 const gainOrders = { 'before-rotation': 0, 'after-rotation': 1 } as const;
 
 const ropeNames: ReadonlySet<string> = new Set(['frequencies', 'pairing', 'firstPosition']);

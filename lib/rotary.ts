@@ -6,7 +6,16 @@ import { expected } from './errors';
 import type { Layout } from './full-options';
 import { addon, typeNumbers } from './native';
 import { view } from './read';
-import { checkPosition, checkRmsNorm, checkRope, type RmsNormOptions, type Rope } from './rope';
+import {
+  type CheckedRmsNorm,
+  type CheckedRope,
+  checkPosition,
+  checkRmsNorm,
+  checkRope,
+  type RmsNormOptions,
+  type Rope,
+} from './rope';
+import { type Steps, step } from './steps';
 import { allocate, type Tensor } from './tensor';
 
 /** Options of {@link rotary}: `rope`, `norm` or both must be given. */
@@ -51,13 +60,13 @@ function prepare(x: Tensor, given: RotaryOptions): Call<Tensor> {
   const input = checkTensor('x', x, 4);
   const rowsBeforeHeads = checkLayout(options.layout);
   const [batch, second, third, dim] = input.dims as [number, number, number, number];
-  const [heads, length] = rowsBeforeHeads ? [third, second] : [second, third];
+  const heads = rowsBeforeHeads ? third : second;
   if (heads === 0 || dim === 0) throw expected('ERR_SHAPE', 'x', 'at least one head of size >= 1', input.dims);
   if (options.rope === undefined && options.norm === undefined)
     throw expected('ERR_ARGUMENT', 'rope', 'this option or the option norm', undefined);
-  const rope = options.rope === undefined ? undefined : checkRope('rope', options.rope, dim);
-  const norm = options.norm === undefined ? undefined : checkRmsNorm('norm', options.norm, dim);
-  if (rope === undefined && options.positions !== undefined)
+  const rope = options.rope === undefined ? null : checkRope('rope', options.rope, dim);
+  const norm = options.norm === undefined ? null : checkRmsNorm('norm', options.norm, dim);
+  if (rope === null && options.positions !== undefined)
     throw expected('ERR_ARGUMENT', 'positions', 'no positions, as no rows are rotated', options.positions);
   const output =
     options.out === undefined
@@ -68,8 +77,30 @@ function prepare(x: Tensor, given: RotaryOptions): Call<Tensor> {
     options.positions === undefined
       ? new Float64Array(empty ? 0 : batch).fill(rope?.firstPosition ?? 0)
       : checkPositions(options.positions, batch);
+  const call = rotationCall({ input, output, rowsBeforeHeads, rope, norm, positions }, options);
+  return { ...call, result: options.out ?? (output as Tensor) };
+}
+
+/** Rows that are to be rotated, normalised, or both. */
+export interface Rotation {
+  /** Of four axes. */
+  readonly input: Operand;
+  /** Of input's dims; may be the input itself. */
+  readonly output: Operand;
+  readonly rowsBeforeHeads: boolean;
+  readonly rope: CheckedRope | null;
+  readonly norm: CheckedRmsNorm | null;
+  /** Of row 0 of each batch item. */
+  readonly positions: Float64Array;
+}
+
+/** The native call of a rotation. */
+export function rotationCall(rotation: Rotation, options: CallOptions): Call<Operand> {
+  const { input, output, rowsBeforeHeads, rope, norm, positions } = rotation;
+  const [batch, second, third, dim] = input.dims as [number, number, number, number];
+  const [heads, length] = rowsBeforeHeads ? [third, second] : [second, third];
   return {
-    op: empty ? nothing : addon.rotary,
+    op: view.length(output.data) === 0 ? nothing : addon.rotary,
     operands: [input.data, output.data, rope?.frequencies ?? null, positions, norm?.gain ?? null],
     numbers: Float64Array.of(
       typeNumbers[input.type],
@@ -80,13 +111,32 @@ function prepare(x: Tensor, given: RotaryOptions): Call<Tensor> {
       dim,
       rowsBeforeHeads ? 1 : 0,
       rope?.pairing ?? 0,
-      norm === undefined ? 0 : 1,
+      norm === null ? 0 : 1,
       norm?.epsilon ?? 0,
       norm?.gainOrder ?? 0,
     ),
     options,
-    result: options.out ?? (output as Tensor),
+    result: output,
   };
+}
+
+/**
+ * Rotates and normalises rows where they lie; without a rotation and a norm there is nothing to do.
+ *
+ * @param x float32 `[batch, length, heads, headDim]`
+ * @param starts number of rows before each batch item's first
+ */
+export function* placeRows(
+  x: Tensor,
+  rope: CheckedRope | null,
+  norm: CheckedRmsNorm | null,
+  starts: readonly number[],
+  how: CallOptions,
+): Steps<void> {
+  if (rope === null && norm === null) return;
+  const positions = Float64Array.from(starts, (start) => start + (rope?.firstPosition ?? 0));
+  const rows = x as Operand;
+  yield* step(rotationCall({ input: rows, output: rows, rowsBeforeHeads: true, rope, norm, positions }, how));
 }
 
 function checkPositions(positions: unknown, batch: number): Float64Array {

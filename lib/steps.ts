@@ -2,7 +2,7 @@
 import { type Call, runAsync, runSync } from './call';
 import { guard, type PublicEntry } from './errors';
 
-/** The body of such a function: `yield* step(call)` runs a call and gives its result. */
+/** The body of such a function: `yield* step(call)` runs a call and gives its result, or throws what it failed with. */
 export type Steps<Result> = Generator<Call<unknown>, Result, unknown>;
 
 export function* step<Result>(call: Call<Result>): Steps<Result> {
@@ -15,7 +15,14 @@ export function runStepsSync<Result>(entry: PublicEntry, steps: Steps<Result>): 
     for (let turn = steps.next(); ; ) {
       if (turn.done) return turn.value;
       const call = turn.value;
-      turn = steps.next(runSync(entry, () => call));
+      let result: unknown;
+      try {
+        result = runSync(entry, () => call);
+      } catch (error) {
+        turn = steps.throw(error);
+        continue;
+      }
+      turn = steps.next(result);
     }
   });
 }
@@ -26,7 +33,14 @@ export async function runStepsAsync<Result>(entry: PublicEntry, steps: Steps<Res
   for (let turn = guard(entry, () => steps.next()); ; ) {
     if (turn.done) return turn.value;
     const call = turn.value;
-    const result = await runAsync(entry, () => call);
+    let result: unknown;
+    try {
+      result = await runAsync(entry, () => call);
+    } catch (error) {
+      // Not guarded: its stack is right already, and nobody stands on this one any more.
+      turn = steps.throw(error);
+      continue;
+    }
     turn = guard(entry, () => steps.next(result));
   }
 }

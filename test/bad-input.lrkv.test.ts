@@ -128,7 +128,7 @@ const models: readonly [what: string, change: object, wanted: Refusal][] = [
   }),
   ...(
     [
-      ['a pair in two frequencies', 1, 1],
+      ['an element of another pair', 1, 1],
       ['a pair that is no complex number', 2, 2.5],
       ['a row alone', 8 * 5 + 3, 0],
       ['NaN', 2, NaN],
@@ -138,6 +138,27 @@ const models: readonly [what: string, change: object, wanted: Refusal][] = [
     { ...intertwines, keyUp: intertwined((data) => data.fill(value, at, at + 1)) },
     argument('keyUp', /head [01] at latent pair [01]$/),
   ]),
+  [
+    'intertwined: one complex number in each of two frequencies',
+    {
+      ...intertwines,
+      keyUp: intertwined((data) => {
+        data[1] = data[8 + 5] = 4;
+      }),
+    },
+    argument('keyUp', /head 0 at latent pair 0$/),
+  ],
+  [
+    'a gauge that takes one pair for another',
+    {
+      ...intertwines,
+      keyGauge: pairGauge((data) => {
+        data.fill(0, 0, 8).fill(0, 32, 40);
+        data[1] = data[32 + 5] = 1;
+      }),
+    },
+    argument('keyGauge', 'one that does not in head 0 at pair 0'),
+  ],
   [
     'a gain before rotation with paper',
     { ...evenRanks, rope, ropeMode: 'paper', latentFrequencies, keyNorm: before },
@@ -356,7 +377,7 @@ describe('appendHidden', () => {
   test('calls land in their order, whichever is ready first, and one that fails takes no place', async () => {
     using cache = cacheOf({});
     using wanted = cacheOf({});
-    const long = normal([1, 900, 10], 32);
+    const long = normal([1, 200_000, 10], 32);
     const controller = new AbortController();
     const calls = [
       cache.appendHidden(long, lrkvProjections),
@@ -367,7 +388,7 @@ describe('appendHidden', () => {
     const settled = await Promise.allSettled(calls);
     expect(settled.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled']);
     for (const each of [long, hidden]) wanted.appendHiddenSync(each, lrkvProjections);
-    expect(cache.length).toBe(903);
+    expect(cache.length).toBe(200_003);
     expect(cache.attendSync(q)).toEqual(wanted.attendSync(q));
   });
 });
@@ -414,7 +435,7 @@ describe('kinds of caches', () => {
 
   test('equal models that are not one object are one model', () => {
     using cache = smallLrkvCache();
-    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: lrkvModel.keyUp.data.slice() } });
+    using twin = cacheOf({ keyUp: { ...lrkvModel.keyUp, data: (lrkvModel.keyUp.data as Float32Array).slice() } });
     twin.append(lrkvRows(4));
     using fork = cache.fork();
     const outputs = attendBatchSync([cache, twin, fork].map((each) => ({ cache: each, query: q })));
@@ -438,7 +459,7 @@ describe('ratio and bytes', () => {
     using keyValue = new KvCache({ heads: 2, headDim: 8, valueDim: 6, type: cache.type });
     expect(cache.ratio).toBe(ratio);
     expect(cache.byteLength).toBe(0);
-    cache.append(lrkvRows(130, 'keyUp' in change ? 6 : 8, 'keyBaseDim' in change ? 0 : 8));
+    cache.append(lrkvRows(130, { keyLatents: 'keyUp' in change ? 6 : 8, keyBaseDim: 'keyBaseDim' in change ? 0 : 8 }));
     keyValue.append(normal([1, 2, 130, 8], 1), normal([1, 2, 130, 6], 2));
     // Two pages of 128 positions.
     expect(cache.byteLength).toBeCloseTo(keyValue.byteLength * ratio, 6);

@@ -276,7 +276,7 @@ const nystrom: Readonly<Record<string, readonly Row[]>> = {
 
 /** The wrong values of every option of a function. */
 function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
-  if (name.startsWith('attention')) {
+  if (/^(attention|lrkvAttention)/.test(name)) {
     return {
       ...general,
       ...score,
@@ -285,7 +285,7 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
       queryLengths: wrongLengths('queryLengths', 3),
     };
   }
-  if (name.startsWith('KvCache.attend')) return { ...general, ...score, mask: wrongMasks(1, 2) };
+  if (/^(Kv|Lrkv)Cache\.attend/.test(name)) return { ...general, ...score, mask: wrongMasks(1, 2) };
   if (name.startsWith('attendBatch')) {
     return {
       ...general,
@@ -322,6 +322,10 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
       keyMask: wrongBools(2, 5),
     };
   }
+  if (name.startsWith('LrkvCache.append')) {
+    const { device, isa, threads } = general;
+    return { device, isa, threads };
+  }
   if (name.startsWith('LinearState.attend')) return { ...general, layout };
   if (name.startsWith('LinearState.append')) return { ...general, layout, keyMask: wrongBools(1, 5) };
   if (name.startsWith('nystrom')) return { ...general, ...nystrom };
@@ -340,6 +344,7 @@ function tableOf({ name }: Entry): Readonly<Record<string, readonly Row[]>> {
     };
   }
   if (name.startsWith('matmul')) return { ...general, transposeA: notBoolean, transposeB: notBoolean };
+  if (name.startsWith('AttentionLayer')) return { ...general, keyLengths: wrongLengths('keyLengths', 3) };
   if (name.startsWith('mergeAttention')) return { ...general, layout };
   if (name.startsWith('lowRankAttention')) return general;
   if (/^(headSimilarity|linearCka|principalAngles)/.test(name)) return general;

@@ -5,7 +5,7 @@ import os from 'node:os';
 import path from 'node:path';
 
 import { attention, elu, linearAttention, nystromAttention, randomNormal, type Tensor } from '../lib';
-import { bytesText, factorText, percentText, timeText, timeTick } from '../lib/cli/compare/numbers';
+import { bytesText, factorText, percentText, timeText, timeTick } from '../lib/cli/numbers';
 import { root } from './files';
 import { type Content, writeNpy } from './tensor-files';
 

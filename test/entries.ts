@@ -5,6 +5,7 @@ import {
   attention,
   attentionFactors,
   attentionFactorsSync,
+  attentionLayer,
   attentionRowKl,
   attentionSync,
   attentionWithLse,
@@ -24,6 +25,10 @@ import {
   linformerAttentionSync,
   lowRankAttention,
   lowRankAttentionSync,
+  lrkvAttention,
+  lrkvAttentionSync,
+  lrkvAttentionWithLse,
+  lrkvAttentionWithLseSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -40,9 +45,12 @@ import {
   spectrum,
   spectrumSync,
 } from '../lib';
+import type { LrkvCache } from '../lib/lrkv-cache';
 import type { Tensor } from '../lib/tensor';
 import { filled, normal } from './data';
+import { layerWeights } from './layer-data';
 import { projection } from './linformer-run';
+import { lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
 
 /** A public function with arguments that are right, any of which can be exchanged for something else. */
 export interface Entry {
@@ -97,11 +105,13 @@ function pair(
 }
 
 const method =
-  (name: 'attend' | 'attendSync' | 'attendWithLse' | 'attendWithLseSync'): Loose =>
+  (name: 'attend' | 'attendSync' | 'attendWithLse' | 'attendWithLseSync', make: () => AnyCache = smallCache): Loose =>
   (...args) => {
-    using cache = smallCache();
+    using cache = make();
     return (cache[name] as Loose)(...args);
   };
+
+type AnyCache = KvCache | LrkvCache;
 
 const keyProjection = projection([3, 7], 13);
 
@@ -118,6 +128,55 @@ function beside(required: object, options: unknown = {}): unknown {
 function linformer(of: Loose, given: Readonly<Record<string, unknown>>, options?: unknown): unknown {
   const t = { q, k, v, keyProjection, ...given };
   return of(t.q, t.k, t.v, beside({ keyProjection: t.keyProjection }, options));
+}
+
+const { keyUp, valueUp } = lrkvModel;
+
+function lrkvCall(of: Loose, given: Readonly<Record<string, unknown>>, options?: unknown): unknown {
+  const { q: queries, ...lrkv } = { q, ...lrkvRows(5, { batch: 2 }), ...lrkvModel, ...given };
+  return of(queries, lrkv, beside({ kvHeads: 2 }, options));
+}
+
+/** Calls a method on a cache of five positions, which it leaves as it was if it is refused. */
+function onLrkvCache(
+  name: 'append' | 'appendHidden' | 'appendHiddenSync',
+  added: number,
+): (...args: readonly unknown[]) => unknown {
+  return (...args) => {
+    const cache = smallLrkvCache();
+    const bytes = cache.byteLength;
+    const refused = (error: unknown): never => {
+      if (cache.length !== 5 || cache.byteLength !== bytes) throw new Error('a refused append changed the cache');
+      throw error;
+    };
+    const done = (): number => {
+      if (cache.length !== 5 + added) throw new Error('an append that added something else');
+      return cache.length;
+    };
+    return disposing([cache], () => {
+      try {
+        const result = (cache[name] as Loose)(...args);
+        return result instanceof Promise ? result.then(done, refused) : done();
+      } catch (error) {
+        return refused(error);
+      }
+    });
+  };
+}
+
+/** Disposes what a call uses once it has ended, whichever way. */
+function disposing(used: readonly AnyCache[], call: () => unknown): unknown {
+  const dispose = (): void => {
+    for (const cache of used) cache.dispose();
+  };
+  let ended = true;
+  try {
+    const result = call();
+    ended = !(result instanceof Promise);
+    return result instanceof Promise ? result.finally(dispose) : result;
+  } finally {
+    if (ended) dispose();
+  }
 }
 
 type AnyState = LinearState | LinformerState;
@@ -143,6 +202,19 @@ const stateMethod =
     return (state[name] as Loose)(...args);
   };
 
+const smallWeights = layerWeights({ kvHeads: 2 });
+const smallLayer = attentionLayer(smallWeights);
+const smallMatrices = Object.fromEntries(
+  (['query', 'key', 'value', 'output'] as const).map((name) => [`weights.${name}`, smallWeights[name]]),
+);
+
+const layerMethod =
+  (name: 'step' | 'stepSync'): Loose =>
+  (hidden, options) => {
+    const caches = [smallLayer.createCache(), smallLayer.createCache()];
+    return disposing(caches, () => (smallLayer[name] as Loose)(hidden, caches, options));
+  };
+
 function append(make: () => AnyState, key: unknown, value: unknown, options: unknown): number {
   using state = make();
   try {
@@ -157,6 +229,7 @@ function append(make: () => AnyState, key: unknown, value: unknown, options: unk
 const three = { tensors: { q, k, v }, rank: 4, outDims: [2, 4, 3, 6] };
 const ranked = { rank: { value: 2, enumerable: true } };
 const one = { tensors: { query }, rank: 4, outDims: [1, 4, 2, 6] };
+const hiddenStates = { tensors: { hidden: normal([2, 3, 20], 24) }, rank: 3, outDims: [2, 3, 20] };
 const representations = { tensors: { x: normal([7, 3], 18), y: normal([7, 2], 19) }, rank: 2 };
 
 /** Functions that take options, `out` among them. */
@@ -211,6 +284,31 @@ export const calls: readonly Entry[] = [
     one,
     (of, t, options) => of(t.query, options),
   ),
+  ...pair(
+    'AttentionLayer.forward',
+    [
+      (hidden, options) => smallLayer.forward(hidden, options),
+      (hidden, options) => smallLayer.forwardSync(hidden, options),
+    ],
+    hiddenStates,
+    (of, t, options) => of(t.hidden, options),
+  ),
+  ...pair('AttentionLayer.step', [layerMethod('step'), layerMethod('stepSync')], hiddenStates, (of, t, options) =>
+    of(t.hidden, options),
+  ),
+  ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { ...three, tensors: { q } }, lrkvCall),
+  ...pair(
+    'lrkvAttentionWithLse',
+    [lrkvAttentionWithLse, lrkvAttentionWithLseSync],
+    { ...three, tensors: { q } },
+    lrkvCall,
+  ),
+  ...pair(
+    'LrkvCache.attend',
+    [method('attend', smallLrkvCache), method('attendSync', smallLrkvCache)],
+    one,
+    (of, t, options) => of(t.query, options),
+  ),
   // Tensors of different ranks: named again below, output by output and lse by lse.
   ...pair(
     'mergeAttention',
@@ -257,6 +355,18 @@ export const entries: readonly Entry[] = [
   ...pair('principalAngles', [principalAngles, principalAnglesSync], representations, (of, t, options) =>
     of(t.x, t.y, options),
   ),
+  {
+    name: 'attentionLayer',
+    asynchronous: false,
+    optionless: true,
+    tensors: smallMatrices,
+    rank: 2,
+    call: (t) => {
+      const weights = Object.entries(t).map(([name, matrix]) => [name.replace('weights.', ''), matrix]);
+      const layer = (attentionLayer as Loose)({ ...smallWeights, ...Object.fromEntries(weights) });
+      return (layer as typeof smallLayer).forwardSync(hiddenStates.tensors.hidden);
+    },
+  },
   {
     name: 'approximationError',
     asynchronous: false,
@@ -310,6 +420,27 @@ export const entries: readonly Entry[] = [
     rank: 4,
     call: (t, options) => append(smallLinearState, t.key, t.value, options),
   },
+  ...pair(
+    'lrkvAttention',
+    [lrkvAttention, lrkvAttentionSync],
+    { tensors: { ...lrkvRows(5, { batch: 2 }) }, rank: 3 },
+    lrkvCall,
+  ),
+  ...pair('lrkvAttention', [lrkvAttention, lrkvAttentionSync], { tensors: { keyUp, valueUp }, rank: 2 }, lrkvCall),
+  {
+    name: 'LrkvCache.append',
+    asynchronous: false,
+    optionless: true,
+    tensors: { ...lrkvRows(2) },
+    rank: 3,
+    call: (rows) => onLrkvCache('append', 2)(rows),
+  },
+  ...pair(
+    'LrkvCache.appendHidden',
+    [onLrkvCache('appendHidden', 3), onLrkvCache('appendHiddenSync', 3)],
+    { tensors: { hidden: normal([1, 3, 10], 23) }, rank: 3 },
+    (of, t, options) => of(t.hidden, lrkvProjections, options),
+  ),
   {
     name: 'cast',
     asynchronous: false,

@@ -9,12 +9,12 @@ export const lrkvModel = {
   valueRanks: [1, 3],
 } as const;
 
-export function lrkvRows(count: number, keyLatents = 8, keyBaseDim = 8): LrkvRows {
+export function lrkvRows(count: number, { batch = 1, keyLatents = 8, keyBaseDim = 8 } = {}): LrkvRows {
   return {
-    keyBase: normal([1, count, keyBaseDim], 42),
-    keyLatent: normal([1, count, keyLatents], 43),
-    valueBase: normal([1, count, 6], 44),
-    valueLatent: normal([1, count, 4], 45),
+    keyBase: normal([batch, count, keyBaseDim], 42),
+    keyLatent: normal([batch, count, keyLatents], 43),
+    valueBase: normal([batch, count, 6], 44),
+    valueLatent: normal([batch, count, 4], 45),
   };
 }
 

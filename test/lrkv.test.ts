@@ -179,6 +179,7 @@ describe('nothing to compute', () => {
     'no keys, with sinks': lrkvCase({ ...shape, keys: 0 }, {}, { sinks: Float32Array.of(1, 2) }),
     'no queries': lrkvCase({ ...shape, queries: 0 }),
     'no sequences': lrkvCase({ ...shape, batch: 0 }),
-    'neither bases nor ranks': lrkvCase({ ...shape, keyBaseDim: 0, valueBaseDim: 0, keyRank: 0, valueRank: 0 }),
+    'nothing of keys: all scores 0': lrkvCase({ ...shape, keyBaseDim: 0, keyRank: 0 }),
+    'nothing of values: all outputs 0': lrkvCase({ ...shape, valueBaseDim: 0, valueRank: 0 }),
   });
 });

@@ -5,6 +5,7 @@ import {
   attention,
   attentionFactors,
   attentionFactorsSync,
+  attentionLayer,
   attentionSync,
   attentionWithLse,
   attentionWithLseSync,
@@ -17,6 +18,7 @@ import {
   KvCache,
   LinearState,
   LinformerState,
+  LrkvCache,
   linearAttention,
   linearAttentionSync,
   linearCka,
@@ -25,6 +27,8 @@ import {
   linformerAttentionSync,
   lowRankAttention,
   lowRankAttentionSync,
+  lrkvAttention,
+  lrkvAttentionSync,
   matmul,
   matmulSync,
   mergeAttention,
@@ -45,6 +49,7 @@ import {
   type TensorOf,
 } from '../lib';
 import { filled, type Inputs, normal, normalInputs, type Shape, types } from './data';
+import { layerBiases, layerWeights } from './layer-data';
 import { projection } from './linformer-run';
 import { once } from './rows';
 
@@ -280,6 +285,66 @@ function cacheCalls(type: DataType): MixedCall[] {
   return [...attends, withLse, batch];
 }
 
+/** A prompt, and a step of sequences of different lengths, each on a fork so that every call finds the same past. */
+function layerCalls(type: DataType): MixedCall[] {
+  const weights = layerWeights({ modelDim: 48, heads: 4, kvHeads: 2, headDim: 32 }, 33, type);
+  const layer = attentionLayer({ ...weights, ...layerBiases(weights), rope: { frequencies: ropeFrequencies(32) } });
+  const hidden = normal([2, 70, 48], 34, type);
+  const next = normal([3, 1, 48], 35, type);
+  const caches = [3, 130, 1030].map((length) => filledCache(length, type));
+  const forked = () => caches.map((cache) => cache.fork());
+  return [
+    pair(
+      `forward of a layer in ${type}`,
+      (options) => layer.forwardSync(hidden, options),
+      (options) => layer.forward(hidden, options),
+    ),
+    pair(
+      `step of a layer in ${type}`,
+      (options) => layer.stepSync(next, forked(), options),
+      (options) => layer.step(next, forked(), options),
+    ),
+  ];
+}
+
+/** Of two-part keys, of whole ones that are rotated, and from a cache. */
+function lrkvCalls(type: DataType): MixedCall[] {
+  const model = { keyUp: normal([24, 32], 41), valueUp: normal([20, 24], 42), keyRanks: [7, 17], valueRanks: [12, 8] };
+  const rows = (batch: number, count: number) => ({
+    keyBase: normal([batch, count, 32], 43, type),
+    keyLatent: normal([batch, count, 24], 44, type),
+    valueBase: normal([batch, count, 24], 45, type),
+    valueLatent: normal([batch, count, 20], 46, type),
+  });
+  const rope = { frequencies: ropeFrequencies(32) };
+  const q = normal([2, 4, 70, 32], 47, type);
+  const stateless = [{}, { rope, keyNorm: {} }].map((features, i) => {
+    const lrkv = { ...rows(2, 300), ...model, ...features };
+    return pair(
+      `lrkv in ${type}${i === 0 ? '' : ', rotated'}`,
+      (options) => lrkvAttentionSync(q, lrkv, { kvHeads: 2, causal: true, ...options }),
+      (options) => lrkvAttention(q, lrkv, { kvHeads: 2, causal: true, ...options }),
+    );
+  });
+  const cache = new LrkvCache({ heads: 2, headDim: 32, valueDim: 24, type, ...model, keyNorm: {} });
+  cache.append(rows(1, 1500));
+  const one = normal([1, 4, 1, 32], 48);
+  const attend = pair(
+    `lrkv, attend in ${type}`,
+    (options) => cache.attendSync(one, options),
+    (options) => cache.attend(one, options),
+  );
+  const fork = cache.fork();
+  fork.truncate(300);
+  const items = [cache, fork].map((each) => ({ cache: each, query: one }));
+  const batch = pair(
+    `lrkv, a batch of caches in ${type}`,
+    (options) => attendBatchSync(items, options),
+    (options) => attendBatch(items, options),
+  );
+  return [...stateless, attend, batch];
+}
+
 /** Every kind of call that can run on worker threads, in several shapes and types. Caches live as long as the process. */
 export const mixedCalls: () => readonly MixedCall[] = once(() => [
   ...shapes.flatMap((shape, i) => {
@@ -299,7 +364,9 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     rotaryCall(type),
     ...cacheCalls(type),
     ...linformerCalls(type),
+    ...lrkvCalls(type),
     ...linearCalls(type),
+    ...layerCalls(type),
   ]),
   lowRankCall('bfloat16'),
   ...analysisCalls(),

@@ -3,7 +3,7 @@
  * memory that changed hands, must end in a refusal and never in a read beyond what exists.
  */
 import { attentionSync } from '../lib';
-import { addon, type NativeLrkvCache, type Outcome } from '../lib/native';
+import { addon, type NativeCache, type Outcome } from '../lib/native';
 import { normal } from './data';
 
 const heads = 4;
@@ -35,11 +35,11 @@ const rowsOf = (count: number, seed: number): Rows => ({
   operands: [headDim, keyLatents, valueDim, valueLatents].map((columns, i) => data(seed + i, count, columns)),
 });
 
-const newCache = (): NativeLrkvCache =>
+const newCache = (): NativeCache =>
   new addon.LrkvCache(kvHeads, 0, headDim, valueDim, 0, Int32Array.of(8, 16), Int32Array.of(0, 16));
 
 const append = (
-  cache: NativeLrkvCache,
+  cache: NativeCache,
   rows: Rows,
   operands: readonly unknown[] = modelOperands,
   numbers: readonly number[] = modelNumbers,

@@ -7,10 +7,10 @@ import { spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
-import { pathToFileURL } from 'node:url';
-import { type Browser, chromium, type Page } from 'playwright-core';
+import type { Browser, Page } from 'playwright-core';
 
-import { bitmapUrl } from '../lib/cli/compare/page/bitmap';
+import { bitmapUrl } from '../lib/cli/page/bitmap';
+import { charts, contrasts, launchBrowser, openedIn, sizes, type Viewport } from './browser';
 import { root } from './files';
 
 jest.setTimeout(180_000);
@@ -26,11 +26,6 @@ interface Report {
   readonly lengths: readonly { readonly points: readonly unknown[] }[];
   readonly spectra: { readonly heads: readonly unknown[] };
 }
-
-const sizes = [
-  { width: 1280, height: 900 },
-  { width: 400, height: 800 },
-];
 
 /** A name that would become part of the page if it were not escaped. */
 const hostile = '<img src=x onerror=alert(1)>&"\'.safetensors';
@@ -59,18 +54,13 @@ function writeTensors(file: string): void {
 }
 
 beforeAll(async () => {
-  const [program] = (process.env.PATH ?? '')
-    .split(path.delimiter)
-    .map((folder) => path.join(folder, 'chromium'))
-    .filter((file) => fs.existsSync(file));
-  if (program === undefined) throw new Error('these tests need chromium: sh scripts/setup browser');
   work = fs.mkdtempSync(path.join(os.tmpdir(), 'page-'));
   writeTensors(hostile);
   report = JSON.parse(
     cli('compare', '--tensors', hostile, '--lengths', '64,128,230', '--runs', '1', '--json', '--html'),
   );
   cli('analyze', '--tensors', hostile, '--names', 'q,k', '--html', 'spectra.html');
-  browser = await chromium.launch({ executablePath: program });
+  browser = await launchBrowser();
 }, 180_000);
 
 afterAll(async () => {
@@ -78,85 +68,12 @@ afterAll(async () => {
   if (work !== undefined) fs.rmSync(work, { recursive: true });
 });
 
-/** Opens a page; what goes wrong in it fails the test. */
-async function opened(
+const opened = (
   file: string,
-  viewport: { readonly width: number; readonly height: number },
+  viewport: Viewport,
   check: (page: Page) => Promise<void>,
   colorScheme: 'light' | 'dark' = 'light',
-): Promise<void> {
-  const context = await browser.newContext({ viewport, colorScheme });
-  try {
-    const page = await context.newPage();
-    const problems: string[] = [];
-    const requests: string[] = [];
-    page.on('console', (message) => problems.push(`console: ${message.text()}`));
-    page.on('pageerror', (error) => problems.push(`error: ${error.message}`));
-    page.on('requestfailed', (request) => problems.push(`failed: ${request.url()}`));
-    page.on('dialog', (dialog) => problems.push(`dialog: ${dialog.message()}`));
-    page.on('request', (request) => {
-      if (!request.url().startsWith('data:')) requests.push(request.url());
-    });
-    const url = pathToFileURL(path.join(work, file)).href;
-    await page.goto(url);
-    await check(page);
-    expect(problems).toEqual([]);
-    expect(requests).toEqual([url]);
-  } finally {
-    await context.close();
-  }
-}
-
-/** What is to be seen of each chart. */
-interface Seen {
-  readonly id: string;
-  readonly marks: number;
-  readonly lines: number;
-  /** Elements that lie partly outside of their chart. */
-  readonly outside: readonly string[];
-  /** Texts that lie on one another. */
-  readonly overlapping: readonly string[];
-  readonly left: number;
-  readonly right: number;
-}
-
-async function charts(page: Page): Promise<Seen[]> {
-  return await page.$$eval('svg.chart', (all) =>
-    all
-      .filter((svg) => svg.getBoundingClientRect().width > 0)
-      .map((svg) => {
-        const frame = svg.getBoundingClientRect();
-        const boxOf = (element: Element) => ({
-          name: `${element.tagName} ${element.getAttribute('class') ?? ''} ${element.textContent ?? ''}`,
-          box: element.getBoundingClientRect(),
-        });
-        const drawn = [...svg.querySelectorAll('path, line, text')].map(boxOf);
-        const texts = [...svg.querySelectorAll('text')].map(boxOf);
-        // A pixel of the fonts' own air may be shared.
-        const onTop = (a: DOMRect, b: DOMRect) =>
-          a.left + 1 < b.right && b.left + 1 < a.right && a.top + 2 < b.bottom && b.top + 2 < a.bottom;
-        return {
-          id: svg.id,
-          marks: svg.querySelectorAll('.mark').length,
-          lines: svg.querySelectorAll('path.line, path.knob').length,
-          outside: drawn
-            .filter(
-              ({ box }) =>
-                box.left < frame.left - 1 ||
-                box.right > frame.right + 1 ||
-                box.top < frame.top - 1 ||
-                box.bottom > frame.bottom + 1,
-            )
-            .map(({ name }) => name),
-          overlapping: texts.flatMap((a, i) =>
-            texts.slice(i + 1).flatMap((b) => (onTop(a.box, b.box) ? [`${a.name} / ${b.name}`] : [])),
-          ),
-          left: frame.left,
-          right: frame.right,
-        };
-      }),
-  );
-}
+): Promise<void> => openedIn(browser, path.join(work, file), viewport, check, colorScheme);
 
 describe.each(sizes)('$width pixels wide', (size) => {
   test('compare: every chart has all its marks, inside of it and side by side', async () => {
@@ -271,31 +188,7 @@ test('in the dark it is dark, and all text can be read', async () => {
       'compare.html',
       sizes[0],
       async (page) => {
-        const found = await page.evaluate(() => {
-          const channels = (color: string) => (color.match(/[\d.]+/g) ?? []).slice(0, 3).map(Number);
-          /** Relative luminance, WCAG 2. */
-          const luminance = (color: string) => {
-            const [r, g, b] = channels(color).map((c) => {
-              const share = c / 255;
-              return share <= 0.04045 ? share / 12.92 : ((share + 0.055) / 1.055) ** 2.4;
-            });
-            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-          };
-          const panel = luminance(getComputedStyle(document.querySelector('section') as Element).backgroundColor);
-          const contrast = (color: string) => {
-            const own = luminance(color);
-            return (Math.max(own, panel) + 0.05) / (Math.min(own, panel) + 0.05);
-          };
-          const texts = [...document.querySelectorAll('section p, section td, section li, section text')];
-          return {
-            ground: luminance(getComputedStyle(document.body).backgroundColor),
-            weak: texts.flatMap((element) => {
-              const style = getComputedStyle(element);
-              const value = contrast(element.tagName === 'text' ? style.fill : style.color);
-              return value >= 4.5 ? [] : [`${element.textContent}: ${value}`];
-            }),
-          };
-        });
+        const found = await contrasts(page);
         expect(found.weak).toEqual([]);
         if (scheme === 'dark') expect(found.ground).toBeLessThan(0.05);
         else expect(found.ground).toBeGreaterThan(0.9);

@@ -1,4 +1,4 @@
-/** Files of tensors as other programs write them, for tests that only read them. */
+/** Files of tensors as other programs write and read them: nothing here knows how the library does it. */
 import fs from 'node:fs';
 
 /** The value of each element of a tensor by its index. */
@@ -32,8 +32,44 @@ export function writeSafetensors(file: string, contents: Readonly<Record<string,
     offset += data.length;
     return [name, { dtype: 'F32', shape: content.dims, data_offsets: [begin, offset] }];
   });
-  const header = Buffer.from(JSON.stringify(Object.fromEntries(entries)));
+  const text = JSON.stringify(Object.fromEntries(entries));
+  const header = Buffer.from(text.padEnd(Math.ceil(text.length / 8) * 8));
   const length = Buffer.alloc(8);
   length.writeBigUInt64LE(BigInt(header.length));
   fs.writeFileSync(file, Buffer.concat([length, header, ...parts]));
+}
+
+/** What a .safetensors file says of a tensor, and its bytes. */
+export interface Stored {
+  readonly dtype: string;
+  readonly shape: readonly number[];
+  /** Of the whole file. */
+  readonly begin: number;
+  readonly bytes: Buffer;
+}
+
+/** Takes a .safetensors file apart, and fails where it breaks a rule of the format. */
+export function readSafetensors(file: string): {
+  readonly tensors: Readonly<Record<string, Stored>>;
+  readonly metadata: Readonly<Record<string, string>> | undefined;
+} {
+  const content = fs.readFileSync(file);
+  const dataStart = 8 + Number(content.readBigUInt64LE());
+  if (dataStart % 8 !== 0) throw new Error(`data at byte ${dataStart}`);
+  const text = content.subarray(8, dataStart).toString('utf8');
+  if (!/^\{.*\} *$/s.test(text)) throw new Error(`a header of ${text}`);
+  const { __metadata__: metadata, ...entries } = JSON.parse(text);
+  const tensors: Record<string, Stored> = {};
+  let end = 0;
+  const byPlace = Object.entries<{ dtype: string; shape: number[]; data_offsets: [number, number] }>(entries).sort(
+    ([, a], [, b]) => a.data_offsets[0] - b.data_offsets[0] || a.data_offsets[1] - b.data_offsets[1],
+  );
+  for (const [name, { dtype, shape, data_offsets: offsets, ...rest }] of byPlace) {
+    if (Object.keys(rest).length > 0 || offsets[0] !== end) throw new Error(`${name} is wrong`);
+    end = offsets[1];
+    const begin = dataStart + offsets[0];
+    tensors[name] = { dtype, shape, begin, bytes: content.subarray(begin, dataStart + end) };
+  }
+  if (dataStart + end !== content.length) throw new Error(`${content.length - dataStart - end} bytes too many`);
+  return { tensors, metadata };
 }

@@ -43,15 +43,16 @@ export function toPassages(paragraphs: readonly Paragraph[], tokenizer: Tokenize
   });
 }
 
-type Seam = (text: string) => string[];
-
 const sentences = new Intl.Segmenter('en', { granularity: 'sentence' });
 
-const seams: readonly Seam[] = [
-  (text) => Array.from(sentences.segment(text), ({ segment }) => segment),
-  (text) => text.split(/(?<=[;:,—])/),
-  (text) => text.split(/(?<=\s)/),
-];
+/** Its sentences, with the spaces after them. */
+export function sentencesOf(text: string): string[] {
+  return Array.from(sentences.segment(text), ({ segment }) => segment);
+}
+
+type Seam = (text: string) => string[];
+
+const seams: readonly Seam[] = [sentencesOf, (text) => text.split(/(?<=[;:,—])/), (text) => text.split(/(?<=\s)/)];
 
 function cut(
   text: string,

@@ -8,17 +8,12 @@ import { type EncoderWeights, loadVocabulary, loadWeights, type Matrix } from '.
 import { encodeAll } from './batches';
 import { type Passage, readParagraphs, toPassages } from './book';
 import { compare, tolerance } from './comparison';
+import { askConverted, type Book } from './converted';
 import { compareMethods } from './methods';
 import { Peer } from './peer';
 import { bold, plural, print, seconds, table, whole, wrapped } from './print';
+import { questions } from './questions';
 import { search } from './search';
-
-const defaultQueries = [
-  'Two strangers have to share a bed at the inn.',
-  'Why is the colour white so frightening?',
-  'a thunderstorm at sea, with lightning in the masts',
-  'What does the cook say to the sharks?',
-];
 
 /** Paragraphs that tfjs gets; it is too slow for the whole book. */
 const sampleSize = 32;
@@ -30,6 +25,7 @@ interface Options {
   readonly threads?: number;
   readonly peer: boolean;
   readonly methods: boolean;
+  readonly lrkv: boolean;
   readonly page: string;
 }
 
@@ -54,12 +50,13 @@ async function main(): Promise<void> {
   const embeddings = await embedWithProgress(weights, passages, threads, times);
   const total = performance.now() - start;
 
-  const queries = options.query ?? defaultQueries;
+  const queries = options.query ?? questions;
   await answer(queries, options.top, { weights, tokenizer, passages, embeddings, threads });
 
   printTimes(passages, paragraphs.length, total, times);
   if (options.peer) await compareWithPeer(weights, passages, threads);
   if (options.methods) await compareMethods(paragraphs, options.page, threads);
+  if (options.lrkv) await askConverted(queries, options.top, { weights, tokenizer, passages, embeddings, threads });
 }
 
 function parseArguments(): Options {
@@ -71,6 +68,7 @@ function parseArguments(): Options {
     .option('--threads <n>', 'most threads to use (default: all cores)', positive)
     .option('--no-peer', 'do not compare with tfjs')
     .option('--no-methods', 'do not compare exact attention with other methods')
+    .option('--no-lrkv', 'do not ask the model converted to LRKV as well')
     .option('--page <file>', 'where that comparison writes its page', 'compare.html')
     .helpOption('-h, --help', 'show this help')
     .allowExcessArguments(false)
@@ -142,14 +140,6 @@ async function embedWithProgress(
 
 function piecesOf(passages: readonly Passage[]): number {
   return passages.reduce((sum, passage) => sum + passage.ids.length, 0);
-}
-
-interface Book {
-  readonly weights: EncoderWeights;
-  readonly tokenizer: Tokenizer;
-  readonly passages: readonly Passage[];
-  readonly embeddings: Matrix;
-  readonly threads: number;
 }
 
 async function answer(queries: readonly string[], top: number, book: Book): Promise<void> {

@@ -43,6 +43,19 @@ function* similaritySteps(wq: Tensor, wk: Tensor, given: AnalysisOptions | undef
   // ⟨A_i, A_j⟩ = tr(W_K,iᵀ·W_K,j·W_Q,jᵀ·W_Q,i): products of headDim × headDim, never of modelDim × modelDim.
   const queryGram = yield* gramSteps(sideBySide('wq', query.data, heads, modelDim, headDim), options);
   const keyGram = yield* gramSteps(sideBySide('wk', key.data, kvHeads, modelDim, headDim), options);
+  return similarityOf(queryGram, keyGram, { heads, kvHeads, headDim });
+}
+
+/**
+ * Cosines of the forms of heads whose weights lie side by side, of products of these with themselves: W_Qᵀ·W_Q
+ * `[heads·headDim]²` and W_Kᵀ·W_K `[kvHeads·headDim]²`.
+ */
+export function similarityOf(
+  queryGram: Float64Array,
+  keyGram: Float64Array,
+  { heads, kvHeads, headDim }: { readonly heads: number; readonly kvHeads: number; readonly headDim: number },
+  name = 'wq',
+): number[][] {
   const inner = (i: number, j: number): number => {
     const [keyI, keyJ] = [i, j].map((head) => Math.floor((head * kvHeads) / heads)) as [number, number];
     let sum = 0;
@@ -55,7 +68,7 @@ function* similaritySteps(wq: Tensor, wk: Tensor, given: AnalysisOptions | undef
   };
   const norms = Array.from({ length: heads }, (_, head) => Math.sqrt(inner(head, head)));
   const zero = norms.findIndex((norm) => !(norm > 0));
-  if (zero >= 0) throw expected('ERR_ARGUMENT', 'wq', 'heads whose W_Q·W_Kᵀ is not zero', zero);
+  if (zero >= 0) throw expected('ERR_ARGUMENT', name, 'heads whose W_Q·W_Kᵀ is not zero', zero);
   const similarity = Array.from({ length: heads }, () => Array<number>(heads).fill(1));
   for (let i = 0; i < heads; i++) {
     for (let j = 0; j < i; j++) {

@@ -8,6 +8,7 @@ import { count, counts, Usage } from './arguments';
 import { runBench } from './bench';
 import { WrongAnswer } from './check';
 import { analyzeCommand, compareCommand } from './compare/command';
+import { convertCommand } from './convert/command';
 import { infoReport, infoText } from './info';
 import { PackageMissing } from './installed';
 import { progressBar } from './progress';
@@ -76,7 +77,8 @@ function program(): Command {
     .option('--json', 'print one JSON document with every measured value')
     .action(bench);
 
-  root.addCommand(compareCommand(print).exitOverride()).addCommand(analyzeCommand(print).exitOverride());
+  for (const command of [compareCommand, analyzeCommand, convertCommand])
+    root.addCommand(command(print).exitOverride());
   return root;
 }
 

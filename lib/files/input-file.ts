@@ -2,8 +2,8 @@ import { type FileHandle, open } from 'node:fs/promises';
 
 import { expected, Text } from '../errors';
 
-/** Most bytes of one read: the system takes no more than 2³¹ − 1 at a time. */
-const readBytes = 2 ** 30;
+/** Most bytes of one read or write: the system takes no more than 2³¹ − 1 at a time. */
+export const transferBytes = 2 ** 30;
 
 /** A file of which parts are read by position. */
 export class InputFile {
@@ -28,7 +28,7 @@ export class InputFile {
   async fill(target: ArrayBufferView, position: number): Promise<void> {
     const bytes = new Uint8Array(target.buffer, target.byteOffset, target.byteLength);
     for (let done = 0; done < bytes.length; ) {
-      const length = Math.min(bytes.length - done, readBytes);
+      const length = Math.min(bytes.length - done, transferBytes);
       const { bytesRead } = await this.handle.read(bytes, done, length, position + done);
       if (bytesRead === 0) {
         throw this.wrong(`at least ${position + bytes.length} bytes`, new Text(`a file of ${position + done}`));

@@ -1,43 +1,14 @@
-/**
- * The safetensors format (github.com/huggingface/safetensors, "Format"): the header's length in 8 bytes, a header in
- * JSON, and the bytes of all tensors, one after another without gaps.
- */
+/** Reads `.safetensors` files: see safetensors-format.ts. */
 import { checkDims } from '../check';
 import { expected, Text } from '../errors';
-import { allocate, type DataType, type Tensor } from '../tensor';
+import { allocate, type Tensor } from '../tensor';
 import { InputFile } from './input-file';
+import { isObject } from './json';
+import { elementBytes, headerBytes, metadataName, readable, type SafetensorsEntry } from './safetensors-format';
+import type { SafetensorsContent } from './safetensors-writer';
 
-/** Longest header: the format's own limit, against files that would have all memory allocated. */
-const headerBytes = 100_000_000;
-
-const metadataName = '__metadata__';
-
-/** Element types that can be read. */
-const readable: ReadonlyMap<string, DataType> = new Map([
-  ['F32', 'float32'],
-  ['F16', 'float16'],
-  ['BF16', 'bfloat16'],
-]);
-
-/** Bytes of an element, for types of whole bytes. Others (F4, F6…) are known by their offsets alone. */
-const elementBytes: ReadonlyMap<string, number> = new Map(
-  Object.entries({
-    1: ['BOOL', 'U8', 'I8', 'F8_E5M2', 'F8_E4M3', 'F8_E8M0'],
-    2: ['U16', 'I16', 'F16', 'BF16'],
-    4: ['U32', 'I32', 'F32'],
-    8: ['U64', 'I64', 'F64', 'C64'],
-  }).flatMap(([bytes, types]) => types.map((type) => [type, Number(bytes)] as const)),
-);
-
-/** What the header says of a tensor. */
-export interface SafetensorsEntry {
-  /** As the format names it: `'F32'`, `'BF16'`, `'I64'`… */
-  readonly dtype: string;
-  readonly dims: readonly number[];
-  /** Bytes [begin, end) after the header. */
-  readonly begin: number;
-  readonly end: number;
-}
+/** Bytes that are copied at a time. */
+const chunkBytes = 2 ** 24;
 
 /** An open `.safetensors` file: its header, and tensors read one at a time, as a model may not fit into memory. */
 export class Safetensors {
@@ -72,17 +43,42 @@ export class Safetensors {
    * @throws AttentionError ERR_ARGUMENT if there is none of that name, ERR_TYPE for other element types, ERR_MEMORY
    */
   async read(name: string): Promise<Tensor> {
-    const found = this.entries.get(name);
-    if (found === undefined) {
-      const names = [...this.entries.keys()];
-      const some = names.slice(0, 8).join(', ') + (names.length > 8 ? `, … (${names.length})` : '');
-      throw expected('ERR_ARGUMENT', name, `one of the tensors of ${this.file.path}: ${some}`, name);
-    }
+    const found = this.entry(name);
     const type = readable.get(found.dtype);
     if (type === undefined) throw expected('ERR_TYPE', name, 'elements F32, F16 or BF16', new Text(found.dtype));
     const tensor = allocate(name, found.dims, type);
     await this.file.fill(tensor.data as Float32Array | Uint16Array, this.dataStart + found.begin);
     return tensor;
+  }
+
+  /**
+   * One tensor of whatever type, to be written into another file as it is.
+   *
+   * @throws AttentionError ERR_ARGUMENT if there is none of that name
+   */
+  content(name: string): SafetensorsContent {
+    const { dtype, dims, begin, end } = this.entry(name);
+    const { file, dataStart } = this;
+    return {
+      name,
+      dtype,
+      dims,
+      bytes: end - begin,
+      chunks: async function* () {
+        for (let at = begin; at < end; at += chunkBytes) {
+          yield await file.bytes(dataStart + at, Math.min(chunkBytes, end - at));
+        }
+      },
+    };
+  }
+
+  /** What the header says of a tensor. @throws AttentionError ERR_ARGUMENT if there is none of that name */
+  private entry(name: string): SafetensorsEntry {
+    const found = this.entries.get(name);
+    if (found !== undefined) return found;
+    const names = [...this.entries.keys()];
+    const some = names.slice(0, 8).join(', ') + (names.length > 8 ? `, … (${names.length})` : '');
+    throw expected('ERR_ARGUMENT', name, `one of the tensors of ${this.file.path}: ${some}`, name);
   }
 }
 
@@ -145,10 +141,6 @@ function metadataOf(file: InputFile, value: unknown): Map<string, string> {
     throw file.wrong(`texts in ${metadataName}`, value);
   }
   return new Map(pairs as [string, string][]);
-}
-
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === 'object' && value !== null && !Array.isArray(value);
 }
 
 function isOffset(value: unknown): value is number {

@@ -1,10 +1,9 @@
 /** The commands `compare` and `analyze` as the command line has them. */
-import { writeFile } from 'node:fs/promises';
-import path from 'node:path';
 import { Command, InvalidArgumentError, Option } from 'commander';
 
 import { info } from '../../info';
 import { count, counts, Usage } from '../arguments';
+import { writePage } from '../page/document';
 import { progressBar } from '../progress';
 import { runAnalyze, runCompare, usualLengths } from './compare';
 import { type Method, methods } from './methods';
@@ -58,7 +57,7 @@ export function compareCommand(print: Print): Command {
         progressBar(),
       );
       print(options.json ? report : compareText(report));
-      await writePage(options, 'compare.html', () => comparePage(report, maps));
+      await writePage(options.html, 'compare.html', () => comparePage(report, maps));
     });
 }
 
@@ -72,7 +71,7 @@ export function analyzeCommand(print: Print): Command {
       const source = await readSource(options);
       const report = await runAnalyze(source, source.facts, options.count, options.threads);
       print(options.json ? report : analyzeText(report));
-      await writePage(options, 'analyze.html', () => analyzePage(report));
+      await writePage(options.html, 'analyze.html', () => analyzePage(report));
     });
 }
 
@@ -94,14 +93,6 @@ function withSource(command: Command): Command {
     .option('--kv-heads <count>', 'of random numbers, a divisor of --heads', count)
     .option('--dim <size>', 'of random heads', count, 64)
     .option('--threads <count>', 'most threads a call may use', count, info().threads);
-}
-
-/** Where the page lies goes to the error stream: the output may be JSON that something reads. */
-async function writePage({ html }: OutputOptions, usual: string, page: () => Promise<string>): Promise<void> {
-  if (html === undefined) return;
-  const file = path.resolve(html === true ? usual : html);
-  await writeFile(file, await page());
-  process.stderr.write(`The page with charts: ${file}\n`);
 }
 
 function methodNames(text: string): Method[] {

@@ -1,9 +1,9 @@
 /** What a comparison finds: what `--json` prints, and what the tables and the page show. */
 import type { SpectralMetrics } from '../../analysis/metrics';
 import type { DataType } from '../../tensor';
+import { wholeText } from '../numbers';
 import type { Provenance } from '../provenance';
 import type { Summary } from '../timing';
-import { wholeText } from './numbers';
 
 /** The queries, keys and values that were used. */
 export interface InputFacts {

@@ -1,6 +1,7 @@
 /** Results as tables for people. */
+
+import { bytesText, factorText, percentText, timeText, wholeText } from '../numbers';
 import { table } from '../report';
-import { bytesText, factorText, percentText, timeText, wholeText } from './numbers';
 import {
   type AnalyzeReport,
   type CompareReport,

@@ -10,8 +10,8 @@ interface Whole {
   readonly kvHead: number;
   readonly keys: Float64Array;
   readonly values: Float64Array;
-  /** Σ |terms| of each number of the values, which may cancel. */
-  readonly valueScales: Float64Array;
+  /** Of each value the sum of the sizes of its terms, which may cancel: what its rounding is relative to. */
+  readonly sizes: Float64Array;
 }
 
 /**
@@ -54,21 +54,22 @@ export function lrkvReference(
       ? joined(first, rounded(rotated(latent, frequenciesOf(kvHead)), stored), keys)
       : joined(first, product(rounded(latent, stored), upOf(keyUp, kvHead), rank), keys);
   };
-  const valuesOf = (kvHead: number): Omit<Whole, 'kvHead' | 'keys'> => {
-    const base = rounded(Float64Array.from(rows.valueBase.data), stored);
-    const latent = rounded(latentsOf(rows.valueLatent, kvHead), stored);
-    const gauge = valueGauge && rowOf(valueGauge.data, kvHead, dim * dim);
-    const up = upOf(valueUp, kvHead);
-    const terms = (of: <Matrix extends Numbers>(matrix: Matrix) => Matrix) =>
-      sum(gauge === undefined ? of(base) : product(of(base), of(gauge), dim), product(of(latent), of(up), rank));
-    return { values: terms((matrix) => matrix), valueScales: terms(absolute) };
+  const valuesOf = (kvHead: number, of: (numbers: Numbers) => Float64Array): Float64Array => {
+    const base = of(rounded(Float64Array.from(rows.valueBase.data), stored));
+    const shared = valueGauge === undefined ? base : product(base, of(rowOf(valueGauge.data, kvHead, dim * dim)), dim);
+    const latent = of(rounded(latentsOf(rows.valueLatent, kvHead), stored));
+    return sum(shared, product(latent, of(upOf(valueUp, kvHead)), rank));
   };
+  const plain = (numbers: Numbers): Float64Array => Float64Array.from(numbers);
+  const sizes = (numbers: Numbers): Float64Array => plain(numbers).map(Math.abs);
 
   const query = headsOf(q);
   let whole: Whole | undefined;
   return new Reference(heads, queries, (head, row) => {
     const kvHead = Math.floor((head * kvHeads) / heads);
-    if (whole?.kvHead !== kvHead) whole = { kvHead, keys: keysOf(kvHead), ...valuesOf(kvHead) };
+    if (whole?.kvHead !== kvHead) {
+      whole = { kvHead, keys: keysOf(kvHead), values: valuesOf(kvHead, plain), sizes: valuesOf(kvHead, sizes) };
+    }
     const position = row + keys - queries;
     const own = Float64Array.from(rowOf(query(head), row, dim));
     const turned = rotated(own, frequencies, position);
@@ -81,8 +82,8 @@ export function lrkvReference(
           : joined(turned, own, 1);
     const seen = position + 1;
     const weights = softmaxWeights(full, whole.keys.subarray(0, seen * full.length), 1 / Math.sqrt(dim));
-    const first = (matrix: Float64Array) => matrix.subarray(0, seen * dim);
-    return weightedSum(weights, first(whole.values), first(whole.valueScales));
+    const { values } = weightedSum(weights, whole.values.subarray(0, seen * dim));
+    return { values, scale: weightedSum(weights, whole.sizes.subarray(0, seen * dim)).values };
   });
 }
 
@@ -127,10 +128,6 @@ function joined(a: Float64Array, b: Float64Array, rows: number): Float64Array {
     result.set(rowOf(b, row, right), row * (left + right) + left);
   }
   return result;
-}
-
-function absolute<Matrix extends Numbers>(matrix: Matrix): Matrix {
-  return matrix.map(Math.abs) as Matrix;
 }
 
 function sum(a: Float64Array, b: Float64Array): Float64Array {

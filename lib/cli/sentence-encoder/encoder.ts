@@ -1,9 +1,20 @@
 import { attention } from '../../full';
+import type { AttentionOptions } from '../../full-options';
+import { lrkvAttention } from '../../lrkv';
+import type { LrkvRows } from '../../lrkv-rows';
 import { matmul } from '../../matmul';
 import { type TensorOf, tensor } from '../../tensor';
 import { headsFirst, type Inputs } from '../inputs';
 import { add, addBias, addBiasRelu, layerNorm, meanOverLength, tanhNormalised } from './elementwise';
-import { type EncoderWeights, type Layer, type LayerNorm, type Linear, type Matrix, matrix } from './weights';
+import {
+  type EncoderWeights,
+  type Layer,
+  type LayerNorm,
+  type Linear,
+  type LrkvProjections,
+  type Matrix,
+  matrix,
+} from './weights';
 import { Workspace } from './workspace';
 
 /** Pieces after this many are not read: so says the model's graph. */
@@ -16,6 +27,8 @@ export interface EncodeOptions {
   readonly times?: Times;
   /** Memory to work in, worth keeping from call to call; calls at the same time need their own. Default: new. */
   readonly workspace?: Workspace;
+  /** Is shown what enters the attention of each layer, and waited for. The matrix is overwritten afterwards. */
+  readonly onAttention?: (layer: number, x: Matrix, batch: Batch) => void | Promise<void>;
 }
 
 export interface Times {
@@ -24,7 +37,7 @@ export interface Times {
 }
 
 /** What all steps of one call share. Sequences are padded to the longest: matrices have batch · length rows. */
-interface Batch {
+export interface Batch {
   /** Pieces of each sequence, [batch]. */
   readonly lengths: readonly number[];
   /** The longest of them, at least 1. */
@@ -51,7 +64,7 @@ export async function encode(
   const batch: Batch = { lengths, length: Math.max(1, ...lengths), workspace, options };
 
   let x = embed(weights, read, batch);
-  for (const [index, layer] of weights.layers.entries()) x = await transformerLayer(layer, `layer ${index}`, x, batch);
+  for (const [index, layer] of weights.layers.entries()) x = await transformerLayer(layer, index, x, batch);
 
   const mean = meanOverLength(x, lengths, workspace.matrix('mean', lengths.length, x.dims[1]));
   const hidden = await linear(weights.head, mean, 'hidden', batch);
@@ -75,7 +88,7 @@ export async function layerInputs(
   const batch: Batch = { lengths: [ids.length], length: ids.length, workspace, options };
   let x = embed(weights, [ids], batch);
   for (const [before, layer] of weights.layers.slice(0, index).entries()) {
-    x = await transformerLayer(layer, `layer ${before}`, x, batch);
+    x = await transformerLayer(layer, before, x, batch);
   }
   const layer = weights.layers[index];
   if (layer === undefined)
@@ -118,33 +131,40 @@ function embed(
 /**
  * y = residual(x) + SelfAttention(LayerNorm(x)), then y + FeedForward(LayerNorm(y)).
  *
- * @param name of the result, in the workspace
  * @param x [batch · length, inner]
  * @returns [batch · length, 512]
  */
-async function transformerLayer(layer: Layer, name: string, x: Matrix, batch: Batch): Promise<Matrix> {
+async function transformerLayer(layer: Layer, index: number, x: Matrix, batch: Batch): Promise<Matrix> {
   const residual = layer.widenResidual ? await linear(layer.widenResidual, x, 'residual', batch) : x;
-  const y = add(await selfAttention(layer, normalised(x, layer.attentionNorm, batch), batch), residual);
-  return add(await feedForward(layer, normalised(y, layer.feedForwardNorm, batch), name, batch), y);
+  const attended = normalised(x, layer.attentionNorm, batch);
+  await batch.options.onAttention?.(index, attended, batch);
+  const y = add(await selfAttention(layer, attended, batch), residual);
+  return add(await feedForward(layer, normalised(y, layer.feedForwardNorm, batch), `layer ${index}`, batch), y);
 }
 
 interface HeadRows extends TensorOf<'float32'> {
   readonly dims: readonly [batch: number, length: number, heads: number, headDim: number];
 }
 
-/** x [batch · length, inner] → [batch · length, 512]. Padded positions ask, but are not seen. */
-async function selfAttention(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
+/** x [batch · length, inner] → [batch · length, 512]. Padded positions are not seen; what they see is undefined. */
+export async function selfAttention(layer: Layer, x: Matrix, batch: Batch): Promise<Matrix> {
   const { lengths, workspace, options } = batch;
-  const { query, key, value } = await project(layer, x, batch);
   const seen = workspace.matrix('seen', ...x.dims);
-  await timed(options, 'attention', () =>
-    attention(query, key, value, {
-      layout: 'blhd',
-      keyLengths: lengths,
-      out: byHead(layer, seen, batch),
-      ...(options.threads === undefined ? {} : { threads: options.threads }),
-    }),
-  );
+  const how: AttentionOptions = {
+    layout: 'blhd',
+    keyLengths: lengths,
+    out: byHead(layer, seen, batch),
+    ...(options.threads === undefined ? {} : { threads: options.threads }),
+  };
+  if (layer.lrkv === undefined) {
+    const { query, key, value } = await project(layer, x, batch);
+    await timed(options, 'attention', () => attention(query, key, value, how));
+  } else {
+    const { model, ...projections } = layer.lrkv;
+    const query = byHead(layer, await linear(layer.query, x, 'query', batch), batch);
+    const rows = await lrkvRows(projections, x, batch);
+    await timed(options, 'attention', () => lrkvAttention(query, { ...rows, ...model }, how));
+  }
   return linear(layer.output, seen, 'mixed', batch);
 }
 
@@ -153,6 +173,20 @@ async function project(layer: Layer, x: Matrix, batch: Batch): Promise<Record<'q
   const projected = async (name: 'query' | 'key' | 'value') =>
     byHead(layer, await linear(layer[name], x, name, batch), batch);
   return { query: await projected('query'), key: await projected('key'), value: await projected('value') };
+}
+
+/** x [batch · length, inner] → [batch, length, columns] each. */
+async function lrkvRows(of: Omit<LrkvProjections, 'model'>, x: Matrix, batch: Batch): Promise<LrkvRows> {
+  const rows = async (name: keyof LrkvRows) => {
+    const { data, dims } = await linear(of[name], x, name, batch);
+    return tensor(data, [batch.lengths.length, batch.length, dims[1]]);
+  };
+  return {
+    keyBase: await rows('keyBase'),
+    keyLatent: await rows('keyLatent'),
+    valueBase: await rows('valueBase'),
+    valueLatent: await rows('valueLatent'),
+  };
 }
 
 /** [batch · length, heads · headDim] is [batch, length, heads, headDim] without moving anything: hence 'blhd'. */

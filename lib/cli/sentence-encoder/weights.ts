@@ -1,6 +1,7 @@
 import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
+import type { LrkvModel } from '../../lrkv-model';
 import { type TensorOf, tensor } from '../../tensor';
 import { locatePackage } from '../installed';
 
@@ -27,6 +28,17 @@ export interface LayerNorm {
   readonly bias: Float32Array;
 }
 
+/** Keys and values in LRKV's form. */
+export interface LrkvProjections {
+  /** [inner, base columns] each */
+  readonly keyBase: Linear;
+  readonly valueBase: Linear;
+  /** [inner, Σ ranks] each */
+  readonly keyLatent: Linear;
+  readonly valueLatent: Linear;
+  readonly model: LrkvModel;
+}
+
 /** One Transformer layer. `inner` is 256 in the first and 512 in the second; both give 512. */
 export interface Layer {
   readonly heads: number;
@@ -35,6 +47,8 @@ export interface Layer {
   readonly query: Linear;
   readonly key: Linear;
   readonly value: Linear;
+  /** Takes the place of `key` and `value`. */
+  readonly lrkv?: LrkvProjections;
   /** [heads · headDim, 512] */
   readonly output: Linear;
   /** [256, 512], where the residual is narrower than the layer's result: only in the first. */

@@ -1,10 +1,10 @@
 /** Time against length: what grows with the square and what does not. */
 
-import { timeText, timeTick, wholeText } from '../numbers';
+import { timeText, timeTick, wholeText } from '../../numbers';
+import { type Axis, axes, chart, type D3, type Frame, logDomain } from '../../page/axes';
+import { type Identities, legend } from '../../page/identity';
+import { type Markup, tag } from '../../page/markup';
 import { type LengthSeries, label } from '../results';
-import { type Axis, axes, chart, type D3, type Frame, logDomain } from './axes';
-import { type Identities, legend } from './identity';
-import { type Markup, tag } from './markup';
 
 export function lengthsChart(d3: D3, series: readonly LengthSeries[], identities: Identities): Markup[] {
   const points = series.flatMap((one) => one.points);

@@ -1,21 +1,10 @@
 /** Attention matrices as pictures: the exact one, and what the methods make of it. */
 
-import { percentText } from '../numbers';
+import { percentText } from '../../numbers';
+import { bitmapUrl } from '../../page/bitmap';
+import { type Color, magma, ramp } from '../../page/colors';
+import { type Markup, tag } from '../../page/markup';
 import { type AttentionMaps, label } from '../results';
-import { bitmapUrl } from './bitmap';
-import { type Markup, tag } from './markup';
-
-type Color = readonly [red: number, green: number, blue: number];
-
-/** Colours from weight 0 to the largest, equally spaced: dark to bright with growing lightness, as magma has them. */
-const stops: readonly Color[] = [
-  [6, 5, 26],
-  [60, 15, 112],
-  [140, 41, 129],
-  [222, 73, 104],
-  [254, 159, 109],
-  [252, 253, 191],
-];
 
 /** Weights below zero, which exact attention never has: a colour that the others do not have, brighter when lower. */
 const negative: readonly Color[] = [
@@ -26,15 +15,7 @@ const negative: readonly Color[] = [
 /** Colours of either kind. */
 const shades = 128;
 
-function ramp(between: readonly Color[], at: number): Color {
-  const place = at * (between.length - 1);
-  const index = Math.min(between.length - 2, Math.floor(place));
-  const [from, to] = [between[index] as Color, between[index + 1] as Color];
-  const mix = (channel: 0 | 1 | 2) => Math.round(from[channel] + (to[channel] - from[channel]) * (place - index));
-  return [mix(0), mix(1), mix(2)];
-}
-
-const palette: readonly Color[] = [negative, stops].flatMap((between) =>
+const palette: readonly Color[] = [negative, magma].flatMap((between) =>
   Array.from({ length: shades }, (_, shade) => ramp(between, shade / (shades - 1))),
 );
 

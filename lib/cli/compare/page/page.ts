@@ -1,6 +1,11 @@
-/** The page: one file, no script, nothing fetched; legible in light and in dark, wide and narrow. */
+/** The pages of `compare` and `analyze`. */
+
+import { bytesText, factorText, percentText, timeText } from '../../numbers';
+import { loadD3 } from '../../page/axes';
+import { documentOf, provenanceFacts, section, table, wholeSection } from '../../page/document';
+import { Identities } from '../../page/identity';
+import { type Markup, tag } from '../../page/markup';
 import type { Provenance } from '../../provenance';
-import { bytesText, factorText, percentText, timeText } from '../numbers';
 import {
   type AnalyzeReport,
   type AttentionMaps,
@@ -12,14 +17,10 @@ import {
   spectraNote,
   totalMs,
 } from '../results';
-import { loadD3 } from './axes';
-import { Identities } from './identity';
 import { lengthsChart } from './lengths';
 import { mapsSection } from './maps';
-import { Markup, tag } from './markup';
 import { spectraTable } from './spectra-table';
 import { spectrumChart } from './spectrum';
-import { style } from './style';
 import { tradeoffChart } from './tradeoff';
 
 interface Facts extends Provenance {
@@ -36,8 +37,6 @@ export async function comparePage(report: CompareReport, maps: AttentionMaps): P
     d3,
     report.runs.map(({ method }) => method),
   );
-  const section = (title: string, note: string, ...content: readonly (Markup | readonly Markup[])[]) =>
-    tag('section', {}, tag('h2', {}, title), tag('p', { class: 'note' }, note), ...content);
   return pageOf('Exact attention and its approximations', report, [
     answers(report),
     tag(
@@ -68,45 +67,26 @@ export async function comparePage(report: CompareReport, maps: AttentionMaps): P
 export async function analyzePage(report: AnalyzeReport): Promise<string> {
   const d3 = await loadD3();
   return pageOf('Spectra of attention', report, [
-    tag(
-      'section',
-      { class: 'whole' },
-      tag('h2', {}, 'Spectrum'),
-      tag('p', { class: 'note' }, `${spectraNote(report.spectra)} Both axes logarithmic.`),
+    wholeSection(
+      'Spectrum',
+      `${spectraNote(report.spectra)} Both axes logarithmic.`,
       spectrumChart(d3, report.spectra),
     ),
-    tag('section', { class: 'whole' }, tag('h2', {}, 'Effective ranks'), spectraTable(report.spectra)),
+    wholeSection('Effective ranks', undefined, spectraTable(report.spectra)),
   ]);
 }
 
 function pageOf(title: string, report: Facts, content: readonly Markup[]): string {
-  const { input } = report;
-  const page = tag(
-    'html',
-    { lang: 'en' },
-    tag(
-      'head',
-      {},
-      tag('meta', { charset: 'utf-8' }),
-      tag('meta', { name: 'viewport', content: 'width=device-width, initial-scale=1' }),
-      tag('title', {}, `${title}: ${input.source}`),
-      tag('style', {}, new Markup(style)),
-    ),
-    tag(
-      'body',
-      {},
-      tag(
-        'main',
-        {},
-        tag('h1', {}, title),
-        tag('p', { class: 'quiet' }, inputText(input)),
-        input.notes.map((note) => tag('p', { class: 'note' }, note)),
-        ...content,
-        provenance(report),
-      ),
-    ),
-  );
-  return `<!doctype html>\n${page.text}\n`;
+  const { input, threads } = report;
+  return documentOf({
+    title,
+    subject: input.source,
+    lead: inputText(input),
+    notes: input.notes,
+    content,
+    factsTitle: 'Input, package and machine',
+    facts: { input: `${input.source}; values of size ${input.valueDim}`, ...provenanceFacts(report, threads) },
+  });
 }
 
 /** For an error one could live with: what is fastest? */
@@ -159,76 +139,18 @@ function runsTable({ runs, exact, rounds, notes, leftOut, warnings }: CompareRep
       run.error.maxAbs.toPrecision(2),
       bytesText(run.extraBytes),
     ];
-    return tag(
-      'tr',
-      { class: run.onFront ? 'best' : undefined },
-      cells.map((cell) => tag('td', {}, cell)),
-    );
+    return { cells, class: run.onFront ? 'best' : undefined };
   };
   const { median, min, max } = exact.time;
   const exactCells = ['exact', '', timeText(median), timeText(min), timeText(max), '', factorText(1), '0', '0', '0'];
-  return tag(
-    'section',
-    { class: 'whole' },
-    tag('h2', {}, 'All runs'),
-    tag(
-      'p',
-      { class: 'note' },
-      `Medians of ${rounds} rounds in turn, and the fastest and slowest round. Error: ‖output − exact‖ / ‖exact‖, Frobenius; ` +
-        'largest error: of any element. Speed: exact attention’s time over this one, preparation included. Memory: beside ' +
-        'inputs and output, by formula. ■ best for its time.',
-    ),
-    tag(
-      'div',
-      { class: 'scroll' },
-      tag(
-        'table',
-        { id: 'runs' },
-        tag(
-          'thead',
-          {},
-          tag(
-            'tr',
-            {},
-            head.map((name) => tag('th', {}, name)),
-          ),
-        ),
-        tag(
-          'tbody',
-          {},
-          tag(
-            'tr',
-            {},
-            exactCells.map((cell) => tag('td', {}, cell)),
-          ),
-          runs.map(row),
-        ),
-      ),
-    ),
+  return wholeSection(
+    'All runs',
+    `Medians of ${rounds} rounds in turn, and the fastest and slowest round. Error: ‖output − exact‖ / ‖exact‖, Frobenius; ` +
+      'largest error: of any element. Speed: exact attention’s time over this one, preparation included. Memory: beside ' +
+      'inputs and output, by formula. ■ best for its time.',
+    table('runs', head, [{ cells: exactCells }, ...runs.map(row)]),
     notes.map(({ name, note }) => tag('p', { class: 'note' }, tag('b', {}, name), `: ${note}`)),
     leftOut.map((one) => tag('p', { class: 'note' }, `Left out: ${label(one)}: ${one.reason}`)),
     warnings.map((warning) => tag('p', { class: 'note' }, `Warning: ${warning}`)),
-  );
-}
-
-function provenance({ date, package: own, node, machine, threads, input }: Facts) {
-  const facts = {
-    input: `${input.source}; values of size ${input.valueDim}`,
-    package: `lowrank-attention ${own.version}, ${own.build.type} build, ${own.build.compiler}`,
-    machine: `${machine.cpu}, ${machine.cores} cores, ${machine.memoryGiB.toFixed(0)} GiB, ${machine.platform}`,
-    'load before': machine.loadAverage.map((load) => load.toFixed(2)).join(' '),
-    threads: String(threads),
-    'Node.js': node,
-    date,
-  };
-  return tag(
-    'section',
-    { class: 'whole' },
-    tag('h2', {}, 'Input, package and machine'),
-    tag(
-      'dl',
-      {},
-      Object.entries(facts).map(([name, value]) => [tag('dt', {}, name), tag('dd', {}, value)]),
-    ),
   );
 }

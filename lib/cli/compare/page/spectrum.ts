@@ -1,10 +1,10 @@
 /** Singular values of attention matrices, and where each head's effective ranks lie. */
 
-import { wholeText } from '../numbers';
+import { wholeText } from '../../numbers';
+import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
+import { legend } from '../../page/identity';
+import { type Markup, tag } from '../../page/markup';
 import { type HeadSpectrum, metrics, type Spectra } from '../results';
-import { type Axis, axes, chart, type D3, type Frame } from './axes';
-import { legend } from './identity';
-import { type Markup, tag } from './markup';
 
 /** More lines than this cannot be told apart. */
 const mostHeads = 4;

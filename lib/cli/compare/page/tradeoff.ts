@@ -1,11 +1,11 @@
 /** Error against time: what each method gives for what it costs, and the runs that no other beats in both. */
 
-import { bytesText, factorText, percentText, timeText, timeTick } from '../numbers';
+import { bytesText, factorText, percentText, timeText, timeTick } from '../../numbers';
+import { type Axis, axes, chart, type D3, type Frame, logDomain } from '../../page/axes';
+import { type Identities, type LegendEntry, legend } from '../../page/identity';
+import { type Label, placed } from '../../page/labels';
+import { type Markup, tag } from '../../page/markup';
 import { type CompareReport, label, type Run, totalMs } from '../results';
-import { type Axis, axes, chart, type D3, type Frame, logDomain } from './axes';
-import { type Identities, type LegendEntry, legend } from './identity';
-import { type Label, placed } from './labels';
-import { type Markup, tag } from './markup';
 
 /** Lower errors than this are drawn here: a logarithmic axis has no zero. */
 const least = 1e-7;

@@ -1,0 +1,93 @@
+/** Singular values that ranks cut off: how fast they fall says what a rank more would buy. */
+import type { Side } from '../../../fit/options';
+import { percentText } from '../../numbers';
+import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
+import { legend } from '../../page/identity';
+import { type Markup, tag } from '../../page/markup';
+import { type LayerResult, type SideResult, sideNames } from '../results';
+
+/** More lines than this cannot be told apart. */
+const mostLayers = 4;
+
+/** Decades below the largest value that are shown. */
+const decades = 4;
+
+/** The i-th singular values of a side's heads as shares of the heads' norms, their root mean square. */
+export function meanSpectrum({ heads, width }: SideResult): number[] {
+  return Array.from({ length: width }, (_, i) => {
+    const squares = heads.map(({ spectrum, energy }) => (spectrum[i] as number) ** 2 / (energy || 1));
+    return Math.sqrt(squares.reduce((sum, square) => sum + square, 0) / heads.length);
+  });
+}
+
+/** The first, the last, and those evenly between. */
+function chosen(layers: readonly LayerResult[]): LayerResult[] {
+  const count = Math.min(mostLayers, layers.length);
+  return Array.from(
+    { length: count },
+    (_, i) => layers[count === 1 ? 0 : Math.round((i * (layers.length - 1)) / (count - 1))] as LayerResult,
+  );
+}
+
+export function spectraChart(d3: D3, layers: readonly LayerResult[], side: Side): Markup[] {
+  const lines = chosen(layers).map((layer) => ({
+    index: layer.index,
+    values: meanSpectrum(layer[side]),
+    rank: layer[side].heads.reduce((sum, { rank }) => sum + rank, 0) / layer[side].heads.length,
+  }));
+  const all = lines.flatMap(({ values }) => values).filter((value) => value > 0);
+  if (all.length === 0) return [tag('p', {}, 'Nothing is left beside the base.')];
+  const largest = Math.max(...all);
+  const low = Math.max(Math.min(...all), largest / 10 ** decades);
+  const widest = Math.max(...lines.map(({ values }) => values.length));
+  const draw = (frame: Frame): Markup[] => {
+    const { width, height, left, right, top, bottom } = frame;
+    const x: Axis = {
+      scale: d3.scaleLinear([1, Math.max(2, widest)], [left, width - right - 8]),
+      title: 'i, of the i-th largest singular value',
+      format: String,
+      log: false,
+    };
+    const y: Axis = {
+      scale: d3.scaleLog([low / 1.3, largest * 1.3], [height - bottom, top]),
+      title: 'σᵢ, as a share of the head’s norm',
+      format: percentText,
+      log: true,
+    };
+    return [
+      axes(frame, x, y),
+      ...lines.map(({ index, values, rank }, at) => {
+        const corners = values.flatMap((value, i): [number, number][] =>
+          value >= low ? [[x.scale(i + 1), y.scale(value)]] : [],
+        );
+        const kept = Math.round(rank);
+        const value = values[kept - 1];
+        return tag(
+          'g',
+          { class: `series-${at}` },
+          tag('path', { class: 'line', d: d3.line()(corners) ?? '' }, tag('title', {}, `layer ${index}`)),
+          value === undefined || value < low
+            ? undefined
+            : tag(
+                'g',
+                {
+                  class: 'mark',
+                  transform: `translate(${x.scale(kept).toFixed(1)} ${y.scale(value).toFixed(1)})`,
+                },
+                tag('path', { d: d3.symbol(d3.symbolCircle, 70)() ?? '' }),
+                tag('title', {}, `layer ${index}: rank ${rank.toFixed(1)} in the mean`),
+              ),
+        );
+      }),
+    ];
+  };
+  const entries = [
+    ...lines.map(({ index }, at) => ({
+      mark: tag('line', { x1: -8, x2: 8, y1: 0, y2: 0, class: 'line' }),
+      class: `series-${at}`,
+      text: `layer ${index}`,
+    })),
+    { mark: tag('path', { d: d3.symbol(d3.symbolCircle, 70)() ?? '' }), class: 'series-exact', text: 'mean rank kept' },
+  ];
+  return [legend(entries), ...chart(`spectra-${side}`, `Singular values of ${sideNames[side]}`, 320, draw)];
+}

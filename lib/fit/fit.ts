@@ -1,0 +1,124 @@
+import { runStepsAsync, runStepsSync, type Steps } from '../steps';
+import type { DataType, Tensor } from '../tensor';
+import type { AttentionWeights, LrkvWeights } from '../weights';
+import { fitBudget } from './budget';
+import { objectivesOf, planOf, type Sides } from './objectives';
+import { checkFit, type FitLayer, type FitOptions, type FitRequest, type Side } from './options';
+import { checkNumbers } from './projections';
+import { type FinishedSide, fullBytes, type LrkvReport, lrkvBytes, reportOf } from './report';
+import { finishSide, fitEnergy, fitRanks } from './ways';
+
+/** What `fitLrkv` gives. */
+export interface LrkvFit {
+  /** One a layer. */
+  readonly layers: LrkvWeights[];
+  readonly report: LrkvReport;
+}
+
+/**
+ * Trained multi-head or grouped-query attention as LRKV (arXiv 2601.11471), on worker threads, in float64: of keys and of
+ * values, a base that all heads of a layer share, a gauge that fits it to each head, and a residual of low rank for each,
+ * by alternating least squares. What is least is the expected squared error of logits (keys) and of heads' outputs
+ * (values) over the calibration rows, heads together; a side for which separate low-rank heads without a base are
+ * better at the same memory gets none. Nothing is trained: at equal memory expect less than a model trained as LRKV.
+ *
+ * With rotary embedding the metric of keys takes all distances for equally likely. With QK-norm the norms of a head's
+ * queries and keys are taken for constant, equal to their root mean square, and gains for applied. `budget` makes layers and
+ * sides comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
+ * (kvHeads·headDim)² float64 for every side of every layer; the other rules go layer by layer.
+ *
+ * @param weights one layer or several; matrices `[in, out]`, of any element types
+ * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT (also for numbers that are not finite, and a
+ *   budget below the least there is), ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
+ */
+export async function fitLrkv(
+  weights: AttentionWeights | readonly AttentionWeights[],
+  options: FitOptions,
+): Promise<LrkvFit> {
+  return await runStepsAsync(fitLrkv, fitSteps(weights, options));
+}
+
+/** {@link fitLrkv} on the calling thread. */
+export function fitLrkvSync(weights: AttentionWeights | readonly AttentionWeights[], options: FitOptions): LrkvFit {
+  return runStepsSync(fitLrkvSync, fitSteps(weights, options));
+}
+
+function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
+  const request = checkFit(given, options);
+  const { layers, rule } = request;
+  for (const { name, weights } of layers) checkNumbers(name, weights);
+  const finished: Sides<FinishedSide>[] = [];
+  if (rule.kind === 'budget') finished.push(...(yield* fitBudget(request, rule)));
+  else {
+    for (const [index, layer] of layers.entries()) {
+      const objectives = yield* objectivesOf(layer, request);
+      const done = function* (side: Side): Steps<FinishedSide> {
+        const plan = planOf(request, index, side, objectives[side]);
+        const found =
+          rule.kind === 'energy'
+            ? yield* fitEnergy(objectives[side], plan, rule.energy, request.run)
+            : yield* fitRanks(objectives[side], plan, rule.of(index, side), request.run);
+        return yield* finishSide(objectives[side], plan, found, request.run);
+      };
+      finished.push({ key: yield* done('key'), value: yield* done('value') });
+    }
+  }
+  return assemble(request, finished, rule.kind === 'budget' ? rule.type : 'float32');
+}
+
+function assemble({ layers, ropeMode }: FitRequest, finished: readonly Sides<FinishedSide>[], type: DataType): LrkvFit {
+  let [stored, factored, full] = [0, 0, 0];
+  const results: LrkvWeights[] = [];
+  const reports = layers.map((layer, index) => {
+    const sides = finished[index] as Sides<FinishedSide>;
+    const ranksOf = ({ fitted, ranks }: FinishedSide) => ({ baseDim: fitted.base.dims[1] as number, ranks });
+    const bytes = lrkvBytes(layer, { key: ranksOf(sides.key), value: ranksOf(sides.value) }, ropeMode, type);
+    const whole = fullBytes(layer, type);
+    [stored, factored, full] = [stored + bytes.stored, factored + bytes.factored, full + whole];
+    results.push(weightsOf(layer, sides, ropeMode));
+    return {
+      key: reportOf(sides.key),
+      value: reportOf(sides.value),
+      cacheRatio: bytes.stored / whole,
+      factoredRatio: bytes.factored / whole,
+    };
+  });
+  return {
+    layers: results,
+    report: {
+      layers: reports,
+      cacheRatio: stored / full,
+      factoredRatio: factored / full,
+      calibrated: layers.every(({ hidden }) => hidden !== null),
+      type,
+    },
+  };
+}
+
+function weightsOf(
+  { weights }: FitLayer,
+  { key, value }: Sides<FinishedSide>,
+  ropeMode: FitRequest['ropeMode'],
+): LrkvWeights {
+  const { key: _key, value: _value, keyBias, valueBias, ...common } = weights;
+  const biasOf = (name: string, bias: Tensor, source: Tensor | undefined): Record<string, Tensor> =>
+    source === undefined || bias.dims[0] === 0 ? {} : { [name]: bias };
+  return {
+    ...common,
+    keyBase: key.fitted.base,
+    keyDown: key.fitted.down,
+    keyUp: key.fitted.up,
+    ...(key.fitted.gauge === null ? {} : { keyGauge: key.fitted.gauge }),
+    keyRanks: [...key.ranks],
+    ...biasOf('keyBaseBias', key.fitted.baseBias, keyBias),
+    ...biasOf('keyDownBias', key.fitted.downBias, keyBias),
+    valueBase: value.fitted.base,
+    valueDown: value.fitted.down,
+    valueUp: value.fitted.up,
+    ...(value.fitted.gauge === null ? {} : { valueGauge: value.fitted.gauge }),
+    valueRanks: [...value.ranks],
+    ...biasOf('valueBaseBias', value.fitted.baseBias, valueBias),
+    ...biasOf('valueDownBias', value.fitted.downBias, valueBias),
+    ...(weights.rope === undefined ? {} : { ropeMode }),
+  };
+}

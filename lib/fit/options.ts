@@ -1,0 +1,340 @@
+/** What `fitLrkv` is told, checked. */
+import { checkMatrix } from '../analysis/matrix';
+import { type CallOptions, checkDevice } from '../call';
+import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
+import { expected } from '../errors';
+import type { Matrices } from '../linalg';
+import { storedStep } from '../lrkv-model';
+import { attempt, isArray, readList } from '../read';
+import type { DataType, Tensor } from '../tensor';
+import { type AttentionWeights, type CheckedWeights, checkAttentionWeights } from '../weights';
+import type { Gauge } from './als';
+
+/** Keys or values. */
+export type Side = 'key' | 'value';
+export const sides: readonly Side[] = ['key', 'value'];
+
+/** Where a fit is. */
+export interface FitProgress {
+  readonly layer: number;
+  readonly layers: number;
+  readonly side: Side;
+  /** From 1 on; begins anew where a side is fitted again under other ranks. */
+  readonly iteration: number;
+  readonly iterations: number;
+  /** Relative error of the side in the fitted norm, after this iteration. */
+  readonly error: number;
+}
+
+/** Options of `fitLrkv`. Exactly one of `rank`, `ranks`, `energy` and `budget` is given. */
+export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'device'> {
+  /** Rank of every head's residual, from 0 to its head size; or one for keys and one for values. */
+  readonly rank?: number | { readonly key: number; readonly value: number };
+  /** Ranks of every key/value head, one entry a layer. */
+  readonly ranks?: readonly { readonly key: readonly number[]; readonly value: readonly number[] }[];
+  /** Share of every head's energy that base and residual keep, in (0, 1]: each head gets the smallest rank that does. */
+  readonly energy?: number;
+  /**
+   * Memory of the caches of all layers: a share of what KvCaches of the same type take, in (0, 1], or bytes a token. Counted
+   * as `LrkvCache` stores it: ranks padded to multiples of 8, bases, scales; with `ropeMode` `'exact'` it stores keys
+   * whole, so that all of a budget's savings come from the values. What is allocated is at or below the budget.
+   */
+  readonly budget?: number | { readonly bytesPerToken: number; readonly type?: DataType };
+  /**
+   * Hidden states as they enter the projections, `[tokens, modelDim]`, one tensor a layer. Default none: every direction of
+   * the input counts alike, which fits far worse (the report says so).
+   */
+  readonly calibration?: Tensor | readonly Tensor[];
+  /**
+   * What lies between the shared base and each head. `'free'`: any matrix; `'rope-pair'`: a complex number a rotary pair, for
+   * keys that are rotated, as nothing else commutes with the rotation; `'identity'`: nothing, as in the paper; `'none'`: no
+   * base. `'free'` is refused for keys that are rotated: their base could not be rotated by itself. Default `'auto'`:
+   * `'rope-pair'` for these, else `'free'`.
+   */
+  readonly gauge?: GaugeOption | { readonly key?: GaugeOption; readonly value?: GaugeOption };
+  /**
+   * What residuals of rotated keys are: `'exact'` any of their rank, for keys that are made whole before they are rotated;
+   * `'intertwined'` whole rotary pairs of their head, which rotate as latents and are stored as such. Only where there is
+   * rotary embedding. Default `'exact'`.
+   */
+  readonly ropeMode?: 'exact' | 'intertwined';
+  /** Most iterations of a fit. A whole number from 1 to 10000. Default 40. */
+  readonly iterations?: number;
+  /** Added to the diagonal of E[x·xᵀ], in its mean. Finite, ≥ 0. Default 0.01. */
+  readonly damping?: number;
+  /** Ranks that `budget` deals out are multiples of it, or the head size. A multiple of 8. Default 8. */
+  readonly rankStep?: number;
+  /**
+   * With `budget`: what the squared relative error of a layer's keys and values weighs beside those of others. One entry a
+   * layer, finite, ≥ 0. Default 1 for all.
+   */
+  readonly sensitivity?: readonly { readonly key: number; readonly value: number }[];
+  /** Called after every iteration. */
+  readonly onProgress?: (progress: FitProgress) => void;
+}
+
+export type GaugeOption = 'auto' | Gauge;
+
+const gauges = ['auto', 'free', 'rope-pair', 'identity', 'none'] as const;
+
+const optionNames: ReadonlySet<string> = new Set([
+  ...(['rank', 'ranks', 'energy', 'budget', 'calibration', 'gauge', 'ropeMode', 'iterations', 'damping'] as const),
+  ...(['rankStep', 'sensitivity', 'onProgress', 'threads', 'signal', 'device'] as const),
+]);
+
+/** How ranks are found. */
+export type RankRule =
+  | { readonly kind: 'ranks'; readonly of: (layer: number, side: Side) => readonly number[] }
+  | { readonly kind: 'energy'; readonly energy: number }
+  | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
+
+/** One layer, checked. */
+export interface FitLayer extends CheckedWeights<AttentionWeights> {
+  readonly name: string;
+  readonly hidden: Matrices | null;
+  readonly gauges: Readonly<Record<Side, Gauge>>;
+  readonly sensitivity: Readonly<Record<Side, number>>;
+}
+
+/** All that a fit is told, checked. */
+export interface FitRequest {
+  readonly layers: readonly FitLayer[];
+  readonly rule: RankRule;
+  readonly ropeMode: 'exact' | 'intertwined';
+  readonly iterations: number;
+  readonly damping: number;
+  readonly rankStep: number;
+  readonly onProgress: ((progress: FitProgress) => void) | undefined;
+  readonly run: Pick<CallOptions, 'threads' | 'signal' | 'device'>;
+}
+
+const sideNames: ReadonlySet<string> = new Set(sides);
+
+/** `{ key, value }`, each of which `check` makes something of. */
+function checkSides<Result>(
+  name: string,
+  value: unknown,
+  check: (name: string, value: unknown) => Result,
+): Record<Side, Result> {
+  const given = checkOptions(name, value === undefined ? fail(name, value) : (value as object), sideNames) as Partial<
+    Record<Side, unknown>
+  >;
+  return { key: check(`${name}.key`, given.key), value: check(`${name}.value`, given.value) };
+}
+
+function fail(name: string, value: unknown): never {
+  throw expected('ERR_ARGUMENT', name, '{ key, value }', value);
+}
+
+/** A list with one item a layer. */
+function checkLayers<Item>(
+  name: string,
+  value: unknown,
+  count: number,
+  make: (item: unknown, layer: number) => Item,
+): Item[] {
+  const items = readList(name, value, (length) => length === count, make);
+  if (items === undefined) throw expected('ERR_SHAPE', name, `a list of ${count}, one a layer`, value);
+  return items;
+}
+
+export function checkFit(given: unknown, options: FitOptions): FitRequest {
+  const single = !isArray(given);
+  const entries = single
+    ? [given]
+    : (readList(
+        'weights',
+        given,
+        (length) => length > 0,
+        (item) => item,
+      ) ?? []);
+  if (entries.length === 0) throw expected('ERR_SHAPE', 'weights', 'at least one layer', given);
+  if (options === undefined)
+    throw expected('ERR_ARGUMENT', 'options', "an object with 'rank', 'ranks', 'energy' or 'budget'", options);
+  const copy: FitOptions = checkOptions('options', options, optionNames);
+  checkDevice(copy.device);
+  const nameOf = (name: string, layer: number): string => (single ? name : `${name}[${layer}]`);
+  const checked = entries.map((entry, layer) => ({
+    ...checkAttentionWeights(nameOf('weights', layer), entry as AttentionWeights),
+    name: nameOf('weights', layer),
+  }));
+  const count = checked.length;
+
+  const ropeMode =
+    copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
+  if (copy.ropeMode !== undefined && checked.every(({ rope }) => rope === null))
+    throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
+  for (const { rope, keyNorm, name } of checked) {
+    if (
+      rope !== null &&
+      ropeMode === 'intertwined' &&
+      keyNorm !== null &&
+      keyNorm.gain !== null &&
+      keyNorm.gainOrder === 0
+    )
+      throw expected(
+        'ERR_UNSUPPORTED',
+        'ropeMode',
+        `'exact' where \`${name}\` has a key gain before the rotation`,
+        ropeMode,
+      );
+  }
+  const gaugesOf = checkGauges(copy.gauge);
+  const sensitivity =
+    copy.sensitivity === undefined
+      ? undefined
+      : checkLayers('sensitivity', copy.sensitivity, count, (item, layer) =>
+          checkSides(`sensitivity[${layer}]`, item, (name, value) => checkFinite(name, value, 0)),
+        );
+  if (sensitivity !== undefined && copy.budget === undefined)
+    throw expected('ERR_ARGUMENT', 'sensitivity', 'nothing without `budget`', copy.sensitivity);
+
+  const tensors = checkCalibration(copy.calibration, single, count);
+  const layers = checked.map((entry, layer): FitLayer => {
+    const { shape, rope } = entry;
+    const hidden =
+      tensors === undefined ? null : checkMatrix(nameOf('calibration', layer), tensors[layer] as Tensor, 1);
+    if (hidden !== null && hidden.columns !== shape.modelDim)
+      throw expected('ERR_SHAPE', nameOf('calibration', layer), `${shape.modelDim} columns, modelDim`, [
+        hidden.rows,
+        hidden.columns,
+      ]);
+    const gauges = gaugesOf(rope !== null);
+    return { ...entry, hidden, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
+  });
+
+  const { onProgress } = copy;
+  if (onProgress !== undefined && typeof onProgress !== 'function')
+    throw expected('ERR_ARGUMENT', 'onProgress', 'a function', onProgress);
+  const rankStep = copy.rankStep === undefined ? storedStep : checkInteger('rankStep', copy.rankStep, storedStep);
+  if (rankStep % storedStep !== 0) throw expected('ERR_ARGUMENT', 'rankStep', `a multiple of ${storedStep}`, rankStep);
+  return {
+    layers,
+    rule: checkRule(copy, layers, ropeMode),
+    ropeMode,
+    iterations: copy.iterations === undefined ? 40 : checkInteger('iterations', copy.iterations, 1, 10_000),
+    damping: copy.damping === undefined ? 0.01 : checkFinite('damping', copy.damping, 0),
+    rankStep,
+    onProgress,
+    run: { threads: copy.threads, signal: copy.signal, device: copy.device },
+  };
+}
+
+function checkCalibration(calibration: unknown, single: boolean, count: number): unknown[] | undefined {
+  if (calibration === undefined) return undefined;
+  if (isArray(calibration)) return checkLayers('calibration', calibration, count, (item) => item);
+  if (!single) throw expected('ERR_SHAPE', 'calibration', `a list of ${count}, one a layer`, calibration);
+  return [calibration];
+}
+
+function checkGauges(given: FitOptions['gauge']): (rotated: boolean) => Record<Side, Gauge> {
+  const check = (name: string, value: unknown): GaugeOption =>
+    value === undefined ? 'auto' : checkChoice(name, value, gauges);
+  const each = typeof given === 'object' && given !== null;
+  const of = each ? checkSides('gauge', given, check) : { key: check('gauge', given), value: check('gauge', given) };
+  const nameOf = (side: Side): string => (each ? `gauge.${side}` : 'gauge');
+  return (rotated) => {
+    if (rotated && of.key === 'free')
+      throw expected(
+        'ERR_ARGUMENT',
+        nameOf('key'),
+        "'rope-pair', 'identity' or 'none' for keys that are rotated",
+        of.key,
+      );
+    for (const side of sides) {
+      if (of[side] === 'rope-pair' && !(rotated && side === 'key'))
+        throw expected('ERR_ARGUMENT', nameOf(side), `no 'rope-pair' for ${side}s that are not rotated`, of[side]);
+    }
+    return {
+      key: of.key === 'auto' ? (rotated ? 'rope-pair' : 'free') : of.key,
+      value: of.value === 'auto' ? 'free' : of.value,
+    };
+  };
+}
+
+function checkRule(
+  { rank, ranks, energy, budget }: FitOptions,
+  layers: readonly FitLayer[],
+  ropeMode: 'exact' | 'intertwined',
+): RankRule {
+  const given = Object.entries({ rank, ranks, energy, budget }).filter(([, value]) => value !== undefined);
+  if (given.length !== 1) {
+    const what = "exactly one of 'rank', 'ranks', 'energy' and 'budget'";
+    throw expected(
+      'ERR_ARGUMENT',
+      'options',
+      what,
+      given.map(([name]) => name),
+    );
+  }
+  if (energy !== undefined) {
+    if (typeof energy !== 'number' || !(energy > 0 && energy <= 1))
+      throw expected('ERR_ARGUMENT', 'energy', 'a number in (0, 1]', energy);
+    return { kind: 'energy', energy };
+  }
+  if (budget !== undefined) return checkBudget(budget);
+
+  const dims = (layer: number) => {
+    const { shape, rope } = layers[layer] as FitLayer;
+    return {
+      key: shape.headDim,
+      value: shape.valueDim,
+      even: rope !== null && ropeMode === 'intertwined',
+    };
+  };
+  const checkRank = (name: string, value: unknown, layer: number, side: Side): number => {
+    const most = dims(layer);
+    const found = checkInteger(name, value, 0, most[side]);
+    if (side === 'key' && most.even && found % 2 !== 0)
+      throw expected('ERR_ARGUMENT', name, 'an even rank, of whole rotary pairs', found);
+    return found;
+  };
+  if (ranks !== undefined) {
+    const all = checkLayers('ranks', ranks, layers.length, (item, layer) => {
+      const { kvHeads } = (layers[layer] as FitLayer).shape;
+      const list =
+        (side: Side) =>
+        (name: string, value: unknown): number[] => {
+          const found = readList(
+            name,
+            value,
+            (length) => length === kvHeads,
+            (one, head) => checkRank(`${name}[${head}]`, one, layer, side),
+          );
+          if (found === undefined) throw expected('ERR_SHAPE', name, `${kvHeads} ranks, one a key/value head`, value);
+          return found;
+        };
+      return checkSides(`ranks[${layer}]`, item, (name, value) =>
+        list(name.endsWith('key') ? 'key' : 'value')(name, value),
+      );
+    });
+    return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };
+  }
+  const each = typeof rank === 'object' && rank !== null;
+  const one = each
+    ? checkSides('rank', rank, (_name, value) => value)
+    : { key: rank as unknown, value: rank as unknown };
+  const all = layers.map(({ shape }, layer) => {
+    const of = (side: Side): number[] =>
+      Array<number>(shape.kvHeads).fill(checkRank(each ? `rank.${side}` : 'rank', one[side], layer, side));
+    return { key: of('key'), value: of('value') };
+  });
+  return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };
+}
+
+const budgetNames: ReadonlySet<string> = new Set(['bytesPerToken', 'type']);
+
+function checkBudget(budget: NonNullable<FitOptions['budget']>): RankRule {
+  if (typeof budget !== 'object') {
+    if (typeof budget !== 'number' || !(budget > 0 && budget <= 1))
+      throw expected('ERR_ARGUMENT', 'budget', 'a share in (0, 1] or { bytesPerToken }', budget);
+    return { kind: 'budget', share: budget, bytes: 0, type: 'float32' };
+  }
+  const { bytesPerToken, type } = checkOptions('budget', budget, budgetNames);
+  return {
+    kind: 'budget',
+    share: undefined,
+    bytes: checkFinite('budget.bytesPerToken', bytesPerToken, 0),
+    type: attempt('budget', () => checkType('budget.type', type === undefined ? 'float32' : type)),
+  };
+}

@@ -1,0 +1,96 @@
+/** Keys or values with a base and without one, at ranks that are given or that keep a share of the energy. */
+import { storedStep } from '../lrkv-model';
+import type { Steps } from '../steps';
+import type { Run } from './algebra';
+import { alternate, type Factors, type FitPlan, tailOf } from './als';
+import { finish } from './finish';
+import type { Objective } from './moments';
+import { allocateRanks, type Choice, ranksFor, storedComponents, type Way } from './ranks';
+import { type FinishedSide, relative, total } from './report';
+
+/** Factors and the ranks that are kept of them. */
+export interface Kept {
+  readonly factors: Factors;
+  readonly ranks: readonly number[];
+}
+
+/** Both ways, as far as they were tried. */
+export interface Ways {
+  readonly based: Kept | undefined;
+  readonly baseless: Kept | undefined;
+  /** The one to be kept. */
+  readonly kept: Kept;
+}
+
+const errorOf = ({ factors, ranks }: Kept): number => tailOf(factors.spectra, ranks);
+
+/** Of two ways within the same memory the one that errs less; without a base decoding does less. */
+export function lesserError(based: Kept | undefined, baseless: Kept): Ways {
+  const kept = based === undefined || errorOf(baseless) <= errorOf(based) ? baseless : based;
+  return { based, baseless, kept };
+}
+
+/** Heads without a base: the spectra of all ranks at once. */
+export function* baselessFactors(objective: Objective, plan: FitPlan, run: Run): Steps<Factors> {
+  const ranks = Array<number>(objective.heads).fill(0);
+  return yield* alternate(objective, ranks, { ...plan, gauge: 'none', onIteration: undefined }, run);
+}
+
+/** Ranks without a base, within so many components. */
+export function spread({ heads }: Objective, factors: Factors, components: number): Kept {
+  const way: Way = { fixed: 0, least: 0, spectra: factors.spectra, heads };
+  const [choice] = allocateRanks([[way]], components, storedStep);
+  return { factors, ranks: (choice as Choice).ranks };
+}
+
+export function* fitRanks(objective: Objective, plan: FitPlan, ranks: readonly number[], run: Run): Steps<Ways> {
+  if (plan.gauge === 'none')
+    return lesserError(undefined, { factors: yield* alternate(objective, ranks, plan, run), ranks });
+  const based = { factors: yield* alternate(objective, ranks, plan, run), ranks };
+  const factors = yield* baselessFactors(objective, plan, run);
+  return lesserError(based, spread(objective, factors, storedComponents(objective.width, ranks)));
+}
+
+/** Rounds of fits, each under ranks that follow from the one before. */
+export const rounds = 3;
+
+export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, run: Run): Steps<Ways> {
+  const { energies, width } = objective;
+  const enough = (factors: Factors): Kept => {
+    const ranks = ranksFor(factors.spectra, energies, 1 - energy);
+    return { factors, ranks: plan.pairs ? ranks.map((rank) => rank + (rank % 2)) : ranks };
+  };
+  const baseless = enough(yield* baselessFactors(objective, plan, run));
+  if (plan.gauge === 'none') return lesserError(undefined, baseless);
+  let ranks: readonly number[] = baseless.ranks.map((rank) => Math.floor(rank / 4) * 2);
+  let based = enough(yield* alternate(objective, ranks, plan, run));
+  for (let round = 1; round < rounds; round++) {
+    ({ ranks } = based);
+    const found = enough(yield* alternate(objective, ranks, plan, run));
+    if (memoryOf(found, width) >= memoryOf(based, width)) break;
+    based = found;
+  }
+  // Both keep enough.
+  const [memory, without] = [memoryOf(based, width), memoryOf(baseless, width)];
+  if (memory === without) return lesserError(based, baseless);
+  return { based, baseless, kept: memory < without ? based : baseless };
+}
+
+const memoryOf = ({ factors, ranks }: Kept, width: number): number =>
+  storedComponents(factors.base === null ? 0 : width, ranks);
+
+export function* finishSide(objective: Objective, plan: FitPlan, ways: Ways, run: Run): Steps<FinishedSide> {
+  const { factors, ranks } = ways.kept;
+  const energy = total(objective.energies);
+  const errorIn = (way: Kept | undefined): number | undefined =>
+    way === undefined ? undefined : relative(errorOf(way), energy);
+  return {
+    fitted: yield* finish(objective, factors, ranks, plan, run),
+    gauge: factors.gauge,
+    ranks,
+    // Without a base there is nothing to iterate, and the factors serve all ranks.
+    history: (factors.base === null ? [errorOf(ways.kept)] : factors.history).map((error) => relative(error, energy)),
+    baseError: errorIn(ways.based),
+    noBaseError: errorIn(ways.baseless),
+  };
+}

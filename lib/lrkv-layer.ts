@@ -1,0 +1,134 @@
+/** A layer of attention in LRKV's form. */
+import type { Operand } from './check';
+import { expected, guard, renaming, Text } from './errors';
+import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
+import { lrkvCall } from './lrkv';
+import { type LrkvCache, newLrkvCache } from './lrkv-cache';
+import { type CheckedLrkvModel, checkLrkvModel, type LrkvModel, type LrkvShape, sameLrkvModel } from './lrkv-model';
+import { checkLrkvRows, type LrkvRows } from './lrkv-rows';
+import { operandMap, Projection } from './projection';
+import type { CheckedRmsNorm, RmsNormOptions } from './rope';
+import { placeRows } from './rotary';
+import type { Steps } from './steps';
+import type { Tensor } from './tensor';
+import { type CheckedWeights, checkLrkvWeights, type LrkvWeights } from './weights';
+
+/**
+ * The attention layer of a Transformer whose keys and values are in LRKV's form (O'Neill et al. 2026, arXiv 2601.11471,
+ * section 3): what `fitLrkv` makes of trained weights, or a model that was trained so. In the rope mode `'exact'`, and without
+ * `rope`, it is the {@link attentionLayer} of the keys and values that base and factors add up to.
+ *
+ * Weights of queries, bases and latents are copied side by side, so that hidden states are read once: in their element type if
+ * it is the same, else in float32. The output's, `…Up` and `…Gauge` stay where they are and must not change.
+ *
+ * A gain of queries after the rotation is multiplied into that of the keys, which must then come after it as well.
+ *
+ * @param weights matrices `[in, out]`, see {@link LrkvWeights}
+ * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT, ERR_UNSUPPORTED, ERR_MEMORY
+ */
+export function lrkvLayer(weights: LrkvWeights, options?: LayerOptions): AttentionLayer<LrkvCache> {
+  return guard(lrkvLayer, () => makeLayer(weights, options));
+}
+
+/** A function of its own, so that a layer does not hold on to weights that it has copied. */
+function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Layer<LrkvCache> {
+  const checked = checkLrkvWeights('weights', weights);
+  const { weights: given, shape } = checked;
+  const { heads, kvHeads, headDim } = shape;
+  const scores = checkLayerOptions(options, given.scale, shape);
+  const maps = [
+    { weight: given.query, bias: given.queryBias },
+    { weight: given.keyBase, bias: given.keyBaseBias },
+    { weight: given.keyDown, bias: given.keyDownBias },
+    { weight: given.valueBase, bias: given.valueBaseBias },
+    { weight: given.valueDown, bias: given.valueDownBias },
+  ];
+  const columns = maps.map(({ weight }) => weight.dims[1] as number);
+  const { queryNorm, keyNorm } = normsOf(checked);
+  const [, keyBaseDim, , valueBaseDim] = columns;
+  const model = checkModel(given, keyNorm, { kvHeads, headDim, keyBaseDim, valueBaseDim });
+
+  return new Layer<LrkvCache>({
+    shape,
+    scores,
+    projection: new Projection(maps),
+    output: operandMap({ weight: given.output, bias: given.outputBias }),
+
+    createCache: (wanted) => newLrkvCache(model, wanted),
+
+    kind: 'an LrkvCache',
+
+    checkShape: (name, memory) => {
+      if (!sameLrkvModel(memory.model as CheckedLrkvModel, model))
+        throw expected('ERR_ARGUMENT', name, "a cache of the layer's model", new Text('one of another model'));
+    },
+
+    *prepare([q, ...parts], n, starts, how): Steps<PreparedRows> {
+      const query = { data: q as Float32Array, dims: [starts.length, n, heads, headDim], type: 'float32' } as const;
+      yield* placeRows(query, null, queryNorm, starts, how);
+      const rows = parts.map((data, index): Tensor => {
+        return { data, dims: [starts.length, n, columns[index + 1] as number], type: 'float32' };
+      });
+      return { query, rows };
+    },
+
+    attend: ({ query, rows }, all) => {
+      const [batch] = query.dims as [number];
+      return lrkvCall(query as Operand, checkLrkvRows(rowsOf(rows), batch), model, all, false);
+    },
+
+    append: (cache, rows) => cache.append(rowsOf(rows)),
+  });
+}
+
+function rowsOf(rows: readonly Tensor[]): LrkvRows {
+  const [keyBase, keyLatent, valueBase, valueLatent] = rows as [Tensor, Tensor, Tensor, Tensor];
+  return { keyBase, keyLatent, valueBase, valueLatent };
+}
+
+/** The model that weights contain. */
+function checkModel(weights: LrkvWeights, keyNorm: RmsNormOptions | undefined, shape: LrkvShape): CheckedLrkvModel {
+  const { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies } = weights;
+  const given = {
+    keyUp,
+    valueUp,
+    keyGauge,
+    valueGauge,
+    keyRanks,
+    valueRanks,
+    rope,
+    ropeMode,
+    latentFrequencies,
+    keyNorm,
+  };
+  return renaming(
+    (argument) => `weights.${argument.replace(/^keyNorm/, 'qkNorm.key')}`,
+    () => checkLrkvModel(given as Partial<LrkvModel>, shape),
+  );
+}
+
+/**
+ * The norm that queries get before attention, and that of the keys. Attention rotates queries itself, so that a gain after
+ * the rotation comes too late for them: Σ (g·R q̂)(g′·R k̂) = Σ (R q̂)(g·g′·R k̂) moves it over to the keys.
+ */
+function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeights>): {
+  readonly queryNorm: CheckedRmsNorm | null;
+  readonly keyNorm: RmsNormOptions | undefined;
+} {
+  const given = weights.qkNorm?.key;
+  const gain = queryNorm?.gain;
+  if (!gain || rope === null || queryNorm.gainOrder === 0) return { queryNorm, keyNorm: given };
+  const name = 'weights.qkNorm.query';
+  if (keyNorm === null || (keyNorm.gain !== null && keyNorm.gainOrder === 0))
+    throw expected(
+      'ERR_UNSUPPORTED',
+      name,
+      "no gain 'after-rotation' unless keys are normalised so",
+      weights.qkNorm?.query,
+    );
+  const product = gain.map((factor, i) => factor * (keyNorm.gain?.[i] ?? 1));
+  return {
+    queryNorm: { ...queryNorm, gain: null },
+    keyNorm: { epsilon: keyNorm.epsilon, gain: product, gainOrder: 'after-rotation' },
+  };
+}

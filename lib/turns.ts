@@ -1,0 +1,63 @@
+/** Turns at what only one call at a time may change: taken in the order in which the calls were made. */
+import { type Call, type CallOptions, unwatch, watch } from './call';
+import type { Outcome } from './native';
+
+/** Who stands in line at each target. A line that nobody stands in is not there. */
+const lines = new WeakMap<object, Turn[]>();
+
+/** Whether a call has its turn at a target, or waits for it. */
+export function isTaken(target: object): boolean {
+  return lines.has(target);
+}
+
+export class Turn {
+  readonly #targets: readonly object[];
+  #begin: (() => void) | undefined;
+
+  /** Gets in line at all targets, each listed once, in the same moment: no two turns wait for each other. */
+  constructor(targets: readonly object[]) {
+    this.#targets = targets;
+    for (const target of targets) {
+      const line = lines.get(target);
+      if (line === undefined) lines.set(target, [this]);
+      else line.push(this);
+    }
+  }
+
+  /** A call that ends when all targets' turn is this one. Only an asynchronous call can wait. */
+  wait(options: CallOptions): Call<undefined> {
+    const op = (): Outcome | Promise<Outcome> => (this.#isFirst() ? undefined : this.#coming(options.signal));
+    return { op, operands: [], numbers: new Float64Array(), options, result: undefined };
+  }
+
+  /** Leaves all lines, also before the turn has come. */
+  end(): void {
+    for (const target of this.#targets) {
+      const rest = lines.get(target)?.filter((turn) => turn !== this) ?? [];
+      if (rest.length === 0) lines.delete(target);
+      else lines.set(target, rest);
+    }
+    for (const target of this.#targets) lines.get(target)?.[0]?.come();
+  }
+
+  /** Ends the waiting, if there is nobody before this one any more. */
+  come(): void {
+    if (this.#isFirst()) this.#begin?.();
+  }
+
+  #isFirst(): boolean {
+    return this.#targets.every((target) => lines.get(target)?.[0] === this);
+  }
+
+  #coming(signal: AbortSignal | undefined): Promise<Outcome> {
+    return new Promise((resolve) => {
+      const settle = (outcome: Outcome): void => {
+        if (signal !== undefined) unwatch(signal, abort);
+        resolve(outcome);
+      };
+      const abort = (): void => settle('ERR_ABORTED:signal:');
+      this.#begin = () => settle(undefined);
+      if (signal !== undefined) watch(signal, abort);
+    });
+  }
+}

@@ -1,0 +1,289 @@
+// `convert` on the command line: what it writes is what the fit gave, bit by bit, and all that cannot be done is refused.
+import { spawnSync } from 'node:child_process';
+import fs from 'node:fs';
+import os from 'node:os';
+import path from 'node:path';
+
+import {
+  attentionLayer,
+  cast,
+  type FitOptions,
+  fitLrkv,
+  lrkvLayer,
+  readAttentionWeights,
+  readLrkvWeights,
+} from '../lib';
+import type { ModelOptions } from '../lib/model/read';
+import { normal } from './data';
+import { root } from './files';
+import { huggingFace, layersOf, type ModelShape, ownNames, smallShape } from './models';
+import { readSafetensors, writeNpy, writeSafetensors } from './tensor-files';
+
+jest.setTimeout(120_000);
+
+let work: string;
+beforeAll(() => {
+  work = fs.mkdtempSync(path.join(os.tmpdir(), 'convert-'));
+});
+afterAll(() => fs.rmSync(work, { recursive: true }));
+
+function cli(line: string) {
+  const program = path.join(root, 'dist', 'cli', 'main.js');
+  const args = ['convert', ...line.split(' ').filter((word) => word !== '')];
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { cwd: work, encoding: 'utf8' });
+  return { status, stdout, stderr };
+}
+
+// biome-ignore lint/suspicious/noExplicitAny: JSON of any shape
+function json(line: string): any {
+  const { status, stdout, stderr } = cli(`${line} --json`);
+  if (status !== 0) throw new Error(`${line} gave ${status}: ${stderr}`);
+  return JSON.parse(stdout);
+}
+
+const at = (file: string): string => path.join(work, file);
+const shape: ModelShape = { ...smallShape, layers: 3, modelDim: 24, heads: 4, kvHeads: 2, headDim: 16, valueDim: 16 };
+const tokens = 50;
+
+/** Hidden states of every layer. */
+function hidden(layers: number): Float32Array {
+  return cast(normal([layers, tokens, shape.modelDim], 77), 'float32').data;
+}
+
+interface Case {
+  readonly shape: ModelShape;
+  readonly naming: typeof huggingFace;
+  readonly line: string;
+  readonly model: ModelOptions;
+  readonly fit: FitOptions;
+  readonly calibration?: 'npy' | 'safetensors';
+}
+
+const cases: Readonly<Record<string, Case>> = {
+  'grouped queries without rotation, by a budget': {
+    shape,
+    naming: huggingFace,
+    line: '--heads 4 --no-rope --budget 60%',
+    model: { heads: 4, rope: false },
+    fit: { budget: 0.6 },
+    calibration: 'npy',
+  },
+  'its own names, biases, by ranks': {
+    shape: { ...shape, layers: 2, biases: true, valueDim: 10 },
+    naming: ownNames,
+    line: '--heads 4 --kv-heads 2 --no-rope --ranks key:5,value:3 --gauge identity --iterations 7',
+    model: { heads: 4, rope: false },
+    fit: { rank: { key: 5, value: 3 }, gauge: 'identity', iterations: 7 },
+    calibration: 'safetensors',
+  },
+  'rotated keys, biases, one rank': {
+    shape: { ...shape, layers: 2, biases: true, kvHeads: 4 },
+    naming: huggingFace,
+    line: '--heads 4 --rope-base 1000 --rope-pairing interleaved --ranks 8 --gauge rope-pair',
+    model: { heads: 4, rope: { base: 1000, pairing: 'interleaved' } },
+    fit: { rank: 8, gauge: { key: 'rope-pair', value: 'auto' } },
+    calibration: 'npy',
+  },
+  'rotated latents, without calibration': {
+    shape: { ...shape, layers: 2 },
+    naming: ownNames,
+    line: '--heads 4 --rope-base 100 --ranks 6 --rope-mode intertwined',
+    model: { heads: 4, rope: { base: 100 } },
+    fit: { rank: 6, ropeMode: 'intertwined' },
+  },
+  'one layer, whose hidden states need no axis of layers': {
+    shape: { ...shape, layers: 1 },
+    naming: huggingFace,
+    line: '--heads 4 --no-rope --ranks auto --budget 0.7',
+    model: { heads: 4, rope: false },
+    fit: { budget: 0.7 },
+    calibration: 'npy',
+  },
+};
+
+describe.each(Object.entries(cases))('%s', (name, { shape: own, naming, line, model, fit, calibration }) => {
+  const file = `${Object.keys(cases).indexOf(name)}`;
+  const size = tokens * own.modelDim;
+  const states = hidden(own.layers);
+  const perLayer = Array.from({ length: own.layers }, (_, layer) => ({
+    data: states.slice(layer * size, (layer + 1) * size),
+    dims: [tokens, own.modelDim],
+    type: 'float32' as const,
+  }));
+  const given = calibration === undefined ? '' : `--calibration ${file}.hidden.${calibration}`;
+
+  beforeAll(() => {
+    writeSafetensors(at(`${file}.safetensors`), naming(layersOf(own)));
+    const dims = own.layers === 1 ? [tokens, own.modelDim] : [own.layers, tokens, own.modelDim];
+    writeNpy(at(`${file}.hidden.npy`), { dims, value: (i) => states[i] });
+    const contents = perLayer.map(({ data, dims }, layer) => [
+      `layers.${layer}.hidden`,
+      { dims, value: (i: number) => data[i] },
+    ]);
+    writeSafetensors(at(`${file}.hidden.safetensors`), Object.fromEntries(contents));
+  });
+
+  test('what is written is the fit, bit by bit, with the rest untouched', async () => {
+    const report = json(`${file}.safetensors -o ${file}.out.safetensors ${line} ${given}`);
+    const weights = await readAttentionWeights(at(`${file}.safetensors`), model);
+    const wanted = await fitLrkv(weights, {
+      ...fit,
+      ...(calibration === undefined ? {} : { calibration: perLayer }),
+    });
+    const found = await readLrkvWeights(at(`${file}.out.safetensors`));
+    expect(found).toHaveLength(own.layers);
+    for (const [index, layer] of found.entries()) {
+      const { rope, ...rest } = wanted.layers[index];
+      const { rope: foundRope, ...foundRest } = layer;
+      expect(foundRest).toEqual(rest);
+      expect(foundRope?.pairing).toBe(rope?.pairing);
+      expect(Array.from(foundRope?.frequencies ?? [])).toEqual(Array.from(rope?.frequencies ?? []));
+    }
+    const [before, after] = [`${file}`, `${file}.out`].map((one) => readSafetensors(at(`${one}.safetensors`)).tensors);
+    for (const [tensor, { bytes }] of Object.entries(before)) {
+      const converted = /\.(k_proj|v_proj)\.|\.(key|value)(Bias)?$/.test(tensor);
+      expect(after[tensor]?.bytes.equals(bytes) ?? false).toBe(!converted);
+    }
+    // What is printed is the fit's own report.
+    expect(report).toMatchObject({
+      calibrated: calibration !== undefined,
+      cacheRatio: wanted.report.cacheRatio,
+      factoredRatio: wanted.report.factoredRatio,
+      model: { heads: own.heads, kvHeads: own.kvHeads, modelDim: own.modelDim, rotated: model.rope !== false },
+    });
+    expect(report.tokens).toBe(calibration === undefined ? undefined : tokens);
+    for (const [index, layer] of wanted.report.layers.entries()) {
+      for (const side of ['key', 'value'] as const) {
+        const { heads, gauge, predictedError, measuredError } = layer[side];
+        expect(report.layers[index][side]).toMatchObject({ gauge, predictedError, measuredError });
+        expect(report.layers[index][side].heads.map(({ rank }: { rank: number }) => rank)).toEqual(
+          heads.map(({ rank }) => rank),
+        );
+      }
+    }
+  });
+
+  test('more memory never leaves more error', () => {
+    const { curves, totals } = json(`${file}.safetensors -o ${file}.curve.safetensors ${line} ${given}`);
+    for (const side of ['key', 'value']) {
+      const points: { share: number; error: number }[] = curves[side];
+      expect(points.length).toBeGreaterThan(1);
+      for (const [i, { share, error }] of points.entries()) {
+        expect(share).toBeGreaterThanOrEqual(points[i - 1]?.share ?? 0);
+        expect(error).toBeLessThanOrEqual(points[i - 1]?.error ?? 1 + 1e-9);
+      }
+      // Where memory is as much as here, error is no more than here.
+      const near = points.filter(({ share }) => share >= totals[side].share);
+      if (near.length > 0) expect(near.at(-1)?.error).toBeLessThanOrEqual(totals[side].predictedError + 1e-9);
+    }
+  });
+});
+
+test('a layer of whole ranks gives what attention gave', async () => {
+  writeSafetensors(at('whole.safetensors'), huggingFace(layersOf(shape)));
+  const states = { data: hidden(3), dims: [3, tokens, shape.modelDim] };
+  writeNpy(at('whole.npy'), { dims: states.dims, value: (i) => states.data[i] });
+  cli('whole.safetensors -o whole.out.safetensors --heads 4 --rope-base 100 --ranks 16 --calibration whole.npy');
+  const [layer] = await readAttentionWeights(at('whole.safetensors'), { heads: 4, rope: { base: 100 } });
+  const [converted] = await readLrkvWeights(at('whole.out.safetensors'));
+  const x = normal([1, 9, shape.modelDim], 5);
+  const wanted = cast(await attentionLayer(layer).forward(x), 'float32').data;
+  const found = cast(await lrkvLayer(converted).forward(x), 'float32').data;
+  const largest = Math.max(...wanted.map(Math.abs));
+  for (const [i, value] of wanted.entries()) expect(Math.abs(found[i] - value)).toBeLessThan(1e-4 * largest);
+});
+
+test('tables for people', () => {
+  const { status, stdout, stderr } = cli(
+    '0.safetensors -o table.safetensors --heads 4 --no-rope --calibration 0.hidden.npy',
+  );
+  expect([status, stderr]).toEqual([0, '']);
+  expect(stdout).toMatch(
+    /^0.safetensors: 3 layers of 4 heads over 2 key\/value heads; the cache takes \d+ % of a KvCache$/m,
+  );
+  expect(stdout).toMatch(/^ranks by a budget of 50 % of the cache; calibrated on 50 tokens a layer$/m);
+  expect(stdout).toMatch(/^layer +key ranks +key gauge +predicted +measured +value ranks .*cache$/m);
+  for (const layer of [0, 1, 2]) {
+    expect(stdout).toMatch(new RegExp(`^${layer} +[\\d–]+ +(free|no base.*) +[\\d.]+ % +[\\d.]+ % +[\\d–]+ `, 'm'));
+  }
+  expect(stdout).toMatch(/^Written: table.safetensors$/m);
+});
+
+describe('refused', () => {
+  const model = '0.safetensors --heads 4 --no-rope';
+  beforeAll(() => {
+    writeSafetensors(at('none.safetensors'), { weight: { dims: [1], value: () => 0 } });
+    writeNpy(at('flat.npy'), { dims: [50, 24], value: (i) => i });
+    writeNpy(at('narrow.npy'), { dims: [3, 50, 23], value: (i) => Math.sin(i) });
+    fs.writeFileSync(at('there.safetensors'), 'before');
+    fs.mkdirSync(at('folder'));
+  });
+
+  test.each<[string, string, 1 | 2, RegExp]>([
+    ['no output', '0.safetensors', 2, /--output/],
+    ['no model', '-o out.safetensors', 2, /'model'/],
+    ['a model that is not there', 'gone.safetensors -o out.safetensors', 1, /ENOENT.*gone.safetensors/],
+    [
+      'a file without attention',
+      'none.safetensors -o out.safetensors',
+      1,
+      /attention layers .*q,k,v,o.*received weight/,
+    ],
+    ['heads that nobody says', '0.safetensors -o out.safetensors', 1, /for `heads`, received undefined/],
+    [
+      'heads that do not fit',
+      '0.safetensors --heads 7 --no-rope -o out.safetensors',
+      1,
+      /columns for 7 heads .*q_proj/,
+    ],
+    ['key heads that do not fit', `${model} --kv-heads 4 -o out.safetensors`, 1, /self_attn.key/],
+    ['rotation that nobody says', '0.safetensors --heads 4 -o out.safetensors', 1, /for `rope`/],
+    ['rotation that is said twice', `${model} --rope-base 5 -o out.safetensors`, 2, /--no-rope goes with neither/],
+    ['a pairing without a base', '0.safetensors --heads 4 --rope-pairing half -o out.safetensors', 2, /--rope-base/],
+    ['a budget of nothing', `${model} --budget 0% -o out.safetensors`, 2, /share above 0 %/],
+    ['a budget beyond all', `${model} --budget 101% -o out.safetensors`, 2, /share above 0 %/],
+    ['a budget that is none', `${model} --budget half -o out.safetensors`, 2, /share above 0 %/],
+    ['a budget below the bases', `${model} --budget 1% -o out.safetensors`, 1, /expected at least .* for `budget`/],
+    ['ranks and a budget', `${model} --ranks 8 --budget 50% -o out.safetensors`, 2, /leave out --ranks/],
+    ['ranks that are none', `${model} --ranks key:8 -o out.safetensors`, 2, /key:N,value:N/],
+    ['ranks beyond a head', `${model} --ranks 17 -o out.safetensors`, 1, /for `rank`, received 17/],
+    [
+      'a free gauge of rotated keys',
+      '0.safetensors --heads 4 --rope-base 9 --gauge free -o out.safetensors',
+      1,
+      /`gauge`/,
+    ],
+    ['an output that is there', `${model} -o there.safetensors`, 2, /there.safetensors is there already: --force/],
+    ['an output that is a folder', `${model} --force -o folder`, 2, /folder is a folder/],
+    ['a folder that is not there', `${model} -o no/out.safetensors`, 1, /ENOENT/],
+    ['calibration of another kind', `${model} --calibration x.txt -o out.safetensors`, 2, /.npy or .safetensors/],
+    [
+      'calibration of one layer for three',
+      `${model} --calibration flat.npy -o out.safetensors`,
+      2,
+      /\[3 layers, tokens/,
+    ],
+    ['calibration of another width', `${model} --calibration narrow.npy -o out.safetensors`, 1, /24 columns/],
+    [
+      'calibration without its names',
+      `${model} --calibration none.safetensors -o out.safetensors`,
+      1,
+      /layers.0.hidden/,
+    ],
+  ])('%s', (_, line, code, message) => {
+    const { status, stdout, stderr } = cli(line);
+    expect([status, stdout]).toEqual([code, '']);
+    expect(stderr).toMatch(message);
+    expect(stderr).not.toMatch(/^ +at /m);
+    expect(fs.existsSync(at('out.safetensors'))).toBe(false);
+    expect(fs.readFileSync(at('there.safetensors'), 'utf8')).toBe('before');
+  });
+
+  test('but --force replaces', () => {
+    fs.copyFileSync(at('0.safetensors'), at('same.safetensors'));
+    const line = 'same.safetensors --heads 4 --no-rope --ranks 8 -o same.safetensors';
+    expect(cli(line).status).toBe(2);
+    expect(cli(`${line} --force`).status).toBe(0);
+    expect(cli(`${line} --force`)).toMatchObject({ status: 1, stderr: expect.stringContaining('received LRKV') });
+  });
+});

@@ -37,6 +37,15 @@ beforeAll(() => {
   const content = (seed: number) => ({ dims: [2, 96, 8], value: (i: number) => Math.sin(i * seed) });
   for (const [index, name] of ['q', 'k', 'v'].entries()) writeNpy(path.join(work, `${name}.npy`), content(index + 1));
   writeSafetensors(path.join(work, 'layer.safetensors'), { q: content(1), k: content(2), v: content(3) });
+  const square = (seed: number) => ({ dims: [64, 64], value: (i: number) => Math.sin(i * i * seed) });
+  const projections = ['q_proj', 'k_proj', 'v_proj', 'o_proj'].map((name, index) => [
+    `model.layers.0.self_attn.${name}.weight`,
+    square(index + 1),
+  ]);
+  writeSafetensors(path.join(work, 'model.safetensors'), Object.fromEntries(projections));
+  const config = { model_type: 'llama', num_attention_heads: 4, num_key_value_heads: 4, rope_theta: 10000 };
+  fs.writeFileSync(path.join(work, 'config.json'), JSON.stringify(config));
+  writeNpy(path.join(work, 'hidden.npy'), square(5));
   programs.forEach((text, index) => {
     fs.writeFileSync(path.join(work, `example${index}.mts`), text);
   });

@@ -149,8 +149,13 @@ LA_INLINE void mergeRow(const LrkvPlan& plan, float* first, Index floats) {
   for (Index split = 0; split < plan.splits; ++split) {
     const float* from = state(split);
     const float factor = hn::GetLane(exp2NonPositive(one, hn::Sub(hn::Set(one, from[floats - 2]), safe)));
-    for (Index c = 0; c < floats - 2; ++c) first[c] = split == 0 ? first[c] * factor : first[c] + from[c] * factor;
-    first[floats - 1] = split == 0 ? first[floats - 1] * factor : first[floats - 1] + from[floats - 1] * factor;
+    if (split == 0) {
+      for (Index c = 0; c < floats - 2; ++c) first[c] *= factor;
+      first[floats - 1] *= factor;
+    } else {
+      for (Index c = 0; c < floats - 2; ++c) first[c] += from[c] * factor;
+      first[floats - 1] += from[floats - 1] * factor;
+    }
   }
   first[floats - 2] = hn::GetLane(max);
 }

@@ -26,6 +26,8 @@ constexpr Index kLrkvBlockRows = 128;
 constexpr Index kLrkvPanels = kLrkvBlockRows / 4;
 // A sequence's keys are cut into at most so many splits, fewer where many rows have many states to merge.
 constexpr Index kLrkvSplits = 16;
+// Shorter splits cost more in states than further threads bring.
+constexpr Index kLrkvSplitKeys = 2 * LrkvLayout::kPageRows;
 constexpr Index kLrkvSplitStates = kLrkvSplits * 64;
 // What an operation on latents costs, in operations of a matrix product, where they are read for one row at a time.
 constexpr Index kLatentCost = 2;
@@ -102,7 +104,7 @@ LA_INLINE LrkvPlan planLrkv(const LrkvProblem& problem, const FullSequence& sequ
   plan.blockRows = minimum(roundUp(plan.rows, plan.width), roundUp(kLrkvBlockRows, plan.width));
   plan.blocks = plan.blockRows == 0 ? 0 : divideUp(plan.rows, plan.blockRows);
   const Index splits = maximum(1, minimum(kLrkvSplits, kLrkvSplitStates / maximum(plan.rows, 1)));
-  plan.splitKeys = maximum(LrkvLayout::kPageRows, roundUp(divideUp(sequence.keys, splits), LrkvLayout::kPageRows));
+  plan.splitKeys = maximum(kLrkvSplitKeys, roundUp(divideUp(sequence.keys, splits), LrkvLayout::kPageRows));
   plan.splits = maximum(1, divideUp(sequence.keys, plan.splitKeys));
   return plan;
 }

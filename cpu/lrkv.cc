@@ -1,8 +1,10 @@
 // LRKV on the CPU. See core/lrkv.h for the mathematics. Two forms, chosen a sequence (cpu/lrkv_plan.h):
-//   few queries: the two-part form of cpu/lrkv_tile.h. All heads stand side by side as rows, so that the base is read
+//   Few queries: the two-part form of cpu/lrkv_tile.h. All heads stand side by side as rows, so that the base is read
 //   once; keys are cut into splits, each of which leaves the state of its rows, and a second pass merges these in
 //   ascending order and applies gauge and B_hᵀ, once a row. Splits depend on the sequence's own extents alone, so
-//   neither the batch nor the number of threads can change a bit of the result. many queries: cpu/lrkv_materialised.h.
+//   neither the batch nor the number of threads can change a bit of the result.
+//
+//   Many queries: cpu/lrkv_materialised.h.
 
 #include "core/execution.h"
 #include "cpu/lrkv_materialised.h"

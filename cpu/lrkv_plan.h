@@ -238,6 +238,8 @@ LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, st
       placeRowScratch(problem, own);
     } else {
       placeLrkvWorker(problem, plan, own);
+      // An output row, once the splits are merged.
+      space.workerBytes = maximum(space.workerBytes, problem.model.value.dim * static_cast<Index>(sizeof(float)));
     }
     space.workerBytes = maximum(space.workerBytes, own.bytes());
     if (memory != nullptr) space.plans[s] = plan;

@@ -153,6 +153,11 @@ describe('head sizes', () => {
   lrkvTable(cases);
 });
 
+describe('one value of more elements than all else of a call', () => {
+  const shape = { heads: 1, queries: 1, keys: 3, headDim: 8, valueDim: 200_000 };
+  lrkvTable({ 'no bases': lrkvCase({ ...shape, keyBaseDim: 0, valueBaseDim: 0 }) });
+});
+
 describe('head ratios and layouts', () => {
   const cases: Record<string, LrkvCase> = {};
   for (const [heads, kvHeads] of [...headRatios, [1, 1], [16, 2], [14, 14]] as const) {

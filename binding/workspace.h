@@ -34,7 +34,7 @@ class Workspace {
   }
 
  private:
-  static constexpr std::size_t kKeptBytes = std::size_t{4} << 20;
+  static constexpr std::size_t kKeptBytes = std::size_t{8} << 20;
   // A multiple of the system's page, whichever of the usual ones that is.
   static constexpr std::size_t kPage = std::size_t{1} << 16;
 

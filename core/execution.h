@@ -34,22 +34,37 @@ struct Execution {
   LA_METHOD bool aborted() const { return abortFlag != nullptr && __atomic_load_n(abortFlag, __ATOMIC_RELAXED) != 0; }
 };
 
-// Runs task(worker, unit) for every unit in [0, units). Workers take the next unit in ascending order, so putting
-// the longest units first keeps the threads finishing together. Stops handing out units once the call is aborted.
+// Units that one worker takes in a row.
+struct Run {
+  Index begin;
+  Index end;
+  const Index* handedOut;
+
+  // What would be handed out now: a guess at what this worker takes when it is done with these.
+  LA_METHOD Index upcoming() const { return __atomic_load_n(handedOut, __ATOMIC_RELAXED); }
+};
+
+// Runs task(worker, run) until every unit in [0, units) was in a run. Workers take runs in ascending order, of `most`
+// units at most, and shorter ones towards the end, so that the threads finish together. Stops handing out units once
+// the call is aborted.
 template <class Task>
-LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& task) {
+LA_INLINE void forEachRun(const Execution& execution, Index units, Index most, const Task& task) {
   struct Shared {
     const Execution& execution;
     const Task& task;
     Index units;
+    Index most;
     Index next;
-  } shared{execution, task, units, 0};
+  } shared{execution, task, units, most, 0};
   const auto body = [](void* context, Index worker, const std::int32_t* leave) {
     Shared& s = *static_cast<Shared*>(context);
     while (leave == nullptr || __atomic_load_n(leave, __ATOMIC_RELAXED) == 0) {
-      const Index unit = __atomic_fetch_add(&s.next, Index{1}, __ATOMIC_RELAXED);
-      if (unit >= s.units || s.execution.aborted()) return;
-      s.task(worker, unit);
+      Index begin = __atomic_load_n(&s.next, __ATOMIC_RELAXED), end;
+      do {
+        if (begin >= s.units || s.execution.aborted()) return;
+        end = begin + maximum(1, minimum(s.most, (s.units - begin) / (2 * s.execution.threads)));
+      } while (!__atomic_compare_exchange_n(&s.next, &begin, end, true, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+      s.task(worker, Run{begin, end, &s.next});
     }
   };
   const Index workers = minimum(execution.threads, units);
@@ -58,6 +73,13 @@ LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& 
   } else {
     execution.parallel(execution.pool, workers, body, &shared);
   }
+}
+
+// Runs task(worker, unit) for every unit in [0, units), one at a time in ascending order: putting the longest units
+// first keeps the threads finishing together.
+template <class Task>
+LA_INLINE void forEachUnit(const Execution& execution, Index units, const Task& task) {
+  forEachRun(execution, units, 1, [&](Index worker, const Run& run) { task(worker, run.begin); });
 }
 
 }  // namespace lowrank_attention

@@ -59,8 +59,12 @@ LA_INLINE TileRows tileRows(const PagedRows& rows, DataType type, Index head, In
                             float* staging) {
   const void* source = rowsOnPage(rows, type, head, keys);
   if (type == DataType::kFloat32 && rows.rowStride == dim) return {static_cast<const float*>(source), dim};
-  for (Index j = 0; j < keys.end - keys.begin; ++j) {
-    convertRow(type, elementAt(source, type, j * rows.rowStride), DataType::kFloat32, staging + j * dim, dim);
+  // Rows without gaps between them are one row.
+  const bool whole = rows.rowStride == dim;
+  const Index count = whole ? 1 : keys.end - keys.begin;
+  const Index length = whole ? (keys.end - keys.begin) * dim : dim;
+  for (Index j = 0; j < count; ++j) {
+    convertRow(type, elementAt(source, type, j * rows.rowStride), DataType::kFloat32, staging + j * length, length);
   }
   return {staging, dim};
 }

@@ -31,10 +31,11 @@ void runLrkv(const LrkvProblem& problem, const Execution& execution);
 
 std::size_t lrkvStoreWorkspaceBytes(const LrkvStoreProblem& problem, Index threads);
 void runLrkvStore(const LrkvStoreProblem& problem, const Execution& execution);
-// Rows [begin, end) of a problem on one thread, in scratch of lrkvStoreBytes. Nothing but the places of these rows is
-// touched, so ranges may be stored at the same time.
+// Bases, and latents of heads [firstHead, endHead), of rows [begin, end) of a problem, which lie on one page; on one
+// thread, in scratch of lrkvStoreBytes. Nothing but their places is touched, so other rows may be stored meanwhile.
 Index lrkvStoreBytes(const LrkvStoreProblem& problem);
-void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, std::byte* scratch);
+void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, Index firstHead, Index endHead,
+                   std::byte* page, std::byte* scratch);
 
 std::size_t matmulWorkspaceBytes(const MatmulProblem& problem, Index threads);
 void runMatmul(const MatmulProblem& problem, const Execution& execution);

@@ -21,13 +21,17 @@ LA_INLINE auto withLrkvShape(Index rows, const Body& body) {
   return body(PanelShape<Full, 2>());
 }
 
+// What is done once a query and head comes in units of so many key/value heads and positions: each head's B_hᵀ is read
+// once for all positions, and each position's rotation is worked out once for all heads.
+constexpr Index kUnitHeads = 8;
+constexpr Index kUnitPositions = 8;
 // Rows of a block at most: more share each base tile, fewer make more units.
 constexpr Index kLrkvBlockRows = 128;
 constexpr Index kLrkvPanels = kLrkvBlockRows / 4;
 // A sequence's keys are cut into at most so many splits, fewer where many rows have many states to merge.
 constexpr Index kLrkvSplits = 16;
 // Shorter splits cost more in states than further threads bring.
-constexpr Index kLrkvSplitKeys = 2 * LrkvLayout::kPageRows;
+constexpr Index kLrkvSplitPages = 2;
 constexpr Index kLrkvSplitStates = kLrkvSplits * 64;
 // What an operation on latents costs, in operations of a matrix product, where they are read for one row at a time.
 constexpr Index kLatentCost = 2;
@@ -42,12 +46,15 @@ struct LrkvPlan {
   Index width = 0;
   Index blockRows = 0;
   Index blocks = 0;
-  Index splitKeys = 0;
   Index splits = 0;
   Index firstUnit = 0;   // units are ordered by block, then split
   Index firstRow = 0;    // among the rows of all sequences
   Index firstState = 0;  // floats into the states
 };
+
+LA_INLINE Index pagesOf(const FullSequence& sequence) { return divideUp(sequence.keys, LrkvLayout::kPageRows); }
+
+LA_INLINE Index storedPageBytes(const LrkvLayout& layout) { return roundUp(layout.pageBytes(), 64); }
 
 // Floats of the state that a split leaves of a row: output over the base, output over the latents, maximum, sum.
 LA_INLINE Index lrkvStateFloats(const LrkvLayout& layout) {
@@ -103,10 +110,16 @@ LA_INLINE LrkvPlan planLrkv(const LrkvProblem& problem, const FullSequence& sequ
   plan.width = withLrkvShape(plan.rows, [](auto shape) { return decltype(shape)::kWidth; });
   plan.blockRows = minimum(roundUp(plan.rows, plan.width), roundUp(kLrkvBlockRows, plan.width));
   plan.blocks = plan.blockRows == 0 ? 0 : divideUp(plan.rows, plan.blockRows);
-  const Index splits = maximum(1, minimum(kLrkvSplits, kLrkvSplitStates / maximum(plan.rows, 1)));
-  plan.splitKeys = maximum(kLrkvSplitKeys, roundUp(divideUp(sequence.keys, splits), LrkvLayout::kPageRows));
-  plan.splits = maximum(1, divideUp(sequence.keys, plan.splitKeys));
+  const Index most = minimum(kLrkvSplits, kLrkvSplitStates / maximum(plan.rows, 1));
+  plan.splits = maximum(1, minimum(most, pagesOf(sequence) / kLrkvSplitPages));
   return plan;
+}
+
+// The keys of one split of a sequence: whole pages, as evenly as they can be dealt out.
+LA_INLINE KeyRange keysOfSplit(const LrkvPlan& plan, const FullSequence& sequence, Index split) {
+  const Index pages = pagesOf(sequence);
+  return {pages * split / plan.splits * LrkvLayout::kPageRows,
+          minimum(pages * (split + 1) / plan.splits * LrkvLayout::kPageRows, sequence.keys)};
 }
 
 // Keys and values of some heads of a sequence, materialised, and the exact attention over them.
@@ -156,6 +169,7 @@ struct RowScratch {
   float* base = nullptr;   // the page's own rows as float32
   float* latents = nullptr;
   float* strip = nullptr;
+  std::byte* page = nullptr;  // where rows are stored that do not come in pages
 };
 
 LA_INLINE RowScratch placeRowScratch(const LrkvProblem& problem, Arena& memory) {
@@ -169,12 +183,33 @@ LA_INLINE RowScratch placeRowScratch(const LrkvProblem& problem, Arena& memory) 
       rows * maximum(widest(layout.keyStarts, layout.kvHeads), widest(layout.valueStarts, layout.kvHeads)));
   scratch.strip =
       memory.take<float>(maximum(stripFloats(model.key, layout.kvHeads), stripFloats(model.value, layout.kvHeads)));
+  if (problem.stores != nullptr) scratch.page = memory.take<std::byte>(storedPageBytes(layout));
+  return scratch;
+}
+
+// Scratch of one worker that finishes the rows of some positions and one key/value head.
+struct OutputScratch {
+  float* base = nullptr;     // [rows][value base columns]
+  float* latents = nullptr;  // [rows][widest value latents]
+  float* whole = nullptr;    // [rows][wholeStride]
+  float* strip = nullptr;
+};
+
+LA_INLINE OutputScratch placeOutputScratch(const LrkvProblem& problem, Arena& memory) {
+  const LrkvFactors& value = problem.model.value;
+  const LrkvLayout& layout = problem.layout;
+  const Index rows = kUnitPositions * (problem.full.heads / layout.kvHeads);
+  OutputScratch scratch;
+  scratch.base = memory.take<float>(rows * layout.valueBaseDim);
+  scratch.latents = memory.take<float>(rows * widest(layout.valueStarts, layout.kvHeads));
+  scratch.whole = memory.take<float>(rows * wholeStride(value.dim));
+  scratch.strip = memory.take<float>(stripFloats(value, layout.kvHeads));
   return scratch;
 }
 
 struct LrkvWorkspace {
   LrkvPlan* plans = nullptr;
-  std::byte* pages = nullptr;      // of sequences that come as rows
+  std::byte* pages = nullptr;      // of sequences in the two-part form that come as rows
   float* baseQueries = nullptr;    // [rows of all sequences][key base columns]
   float* latentQueries = nullptr;  // [rows of all sequences][queryWidth]
   float* states = nullptr;
@@ -206,9 +241,6 @@ LA_INLINE LrkvWorker placeLrkvWorker(const LrkvProblem& problem, const LrkvPlan&
   return worker;
 }
 
-LA_INLINE Index pagesOf(const FullSequence& sequence) { return divideUp(sequence.keys, LrkvLayout::kPageRows); }
-LA_INLINE Index storedPageBytes(const LrkvLayout& layout) { return roundUp(layout.pageBytes(), 64); }
-
 // The op's one workspace formula. Fills the plans if `memory` is not null.
 LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, std::byte* memory) {
   const FullProblem& full = problem.full;
@@ -217,9 +249,10 @@ LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, st
   space.plans = arena.take<LrkvPlan>(full.sequenceCount);
   space.queryWidth = widest(problem.layout.keyStarts, problem.layout.kvHeads);
   Index states = 0, pages = 0, shared = 0;
-  Arena query(nullptr);
-  placeQueryScratch(problem.model, query);
-  space.workerBytes = query.bytes();
+  Arena query(nullptr), output(nullptr);
+  for (Index p = 0; p < kUnitPositions; ++p) placeQueryScratch(problem.model, query);
+  placeOutputScratch(problem, output);
+  space.workerBytes = maximum(query.bytes(), output.bytes());
   for (Index s = 0; s < full.sequenceCount; ++s) {
     const FullSequence& sequence = full.sequences[s];
     LrkvPlan plan = planLrkv(problem, sequence);
@@ -229,27 +262,23 @@ LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, st
     space.units += plan.blocks * plan.splits;
     space.rows += plan.rows;
     states += plan.rows * plan.splits * lrkvStateFloats(problem.layout);
-    pages += pagesOf(sequence);
+    const Index storeBytes = problem.stores == nullptr ? 0 : lrkvStoreBytes(problem.stores[s]);
     Arena own(nullptr);
     if (plan.materialised) {
       Arena whole(nullptr);
       placeMaterialised(problem, sequence, threads, whole);
       shared = maximum(shared, whole.bytes());
       placeRowScratch(problem, own);
+      own.take<std::byte>(storeBytes);
     } else {
+      pages += pagesOf(sequence);
+      space.workerBytes = maximum(space.workerBytes, storeBytes);
       placeLrkvWorker(problem, plan, own);
-      // An output row, once the splits are merged.
-      space.workerBytes = maximum(space.workerBytes, problem.model.value.dim * static_cast<Index>(sizeof(float)));
     }
     space.workerBytes = maximum(space.workerBytes, own.bytes());
     if (memory != nullptr) space.plans[s] = plan;
   }
-  if (problem.stores != nullptr) {
-    space.pages = arena.take<std::byte>(pages * storedPageBytes(problem.layout));
-    for (Index s = 0; s < full.sequenceCount; ++s) {
-      space.workerBytes = maximum(space.workerBytes, lrkvStoreBytes(problem.stores[s]));
-    }
-  }
+  if (problem.stores != nullptr) space.pages = arena.take<std::byte>(pages * storedPageBytes(problem.layout));
   space.baseQueries = arena.take<float>(space.rows * problem.layout.keyBaseDim);
   space.latentQueries = arena.take<float>(space.rows * space.queryWidth);
   space.states = arena.take<float>(states);

@@ -1,5 +1,4 @@
-// Queries as the stored form of keys wants them, and outputs back from the stored form of values: what is done once a
-// query and head, whatever the number of keys.
+// Queries as the stored form of keys wants them: what is done once a query and head, whatever the number of keys.
 #ifndef LOWRANK_ATTENTION_CPU_LRKV_QUERY_H_
 #define LOWRANK_ATTENTION_CPU_LRKV_QUERY_H_
 
@@ -16,31 +15,57 @@ LA_INLINE Index widest(const Index* starts, Index heads) {
   return width;
 }
 
-// out[c] += Σ_k factors[k]·rows[k][c]; rows [count][dim].
-LA_INLINE void addRows(const float* factors, Index count, const float* rows, Index dim, float* out) {
-  const Full d;
-  constexpr Index n = kLanes<Full>;
-  const auto columns = [&](Index c, auto vecs) {
-    constexpr int kVecs = decltype(vecs)::value;
-    Vec<Full> sum[kVecs];
-    for (int v = 0; v < kVecs; ++v) sum[v] = hn::LoadU(d, out + c + v * n);
-    for (Index k = 0; k < count; ++k) {
-      const auto factor = hn::Set(d, factors[k]);
-      for (int v = 0; v < kVecs; ++v) sum[v] = hn::MulAdd(factor, hn::LoadU(d, rows + k * dim + c + v * n), sum[v]);
-    }
-    for (int v = 0; v < kVecs; ++v) hn::StoreU(sum[v], d, out + c + v * n);
-  };
-  Index c = 0;
-  for (; c + 8 * n <= dim; c += 8 * n) columns(c, Constant<8>());
-  for (; c + n <= dim; c += n) columns(c, Constant<1>());
-  for (; c < dim; ++c) {
-    for (Index k = 0; k < count; ++k) out[c] += factors[k] * rows[k * dim + c];
+// The sums over all lanes of four vectors, as four lanes.
+template <class D>
+LA_INLINE Vec<SquareTag> sumsOfLanes(D d, Vec<D> a, Vec<D> b, Vec<D> c, Vec<D> e) {
+  if constexpr (kLanes < D >> kSquare) {
+    const hn::Half<D> half;
+    const auto fold = [&](Vec<D> v) { return hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)); };
+    return sumsOfLanes(half, fold(a), fold(b), fold(c), fold(e));
+  } else {
+    const auto pairs = [&](Vec<D> v, Vec<D> w) {
+      return hn::Add(hn::InterleaveLower(d, v, w), hn::InterleaveUpper(d, v, w));
+    };
+    return pairs(pairs(a, c), pairs(b, e));
   }
 }
 
-// out[k] = rows[k]·x; rows [count][dim].
+// out[k] = rows[k]·x; rows [count][dim]. Four rows share what is read of x and the sums across lanes.
 LA_INLINE void dotRows(const float* rows, Index count, const float* x, Index dim, float* out) {
-  for (Index k = 0; k < count; ++k) out[k] = dotRow(rows + k * dim, x, dim);
+  const Full d;
+  constexpr Index n = kLanes<Full>;
+  for (Index k = 0; k < count; k += kSquare) {
+    const float* row[kSquare];
+    Vec<Full> sum[kSquare][2];
+    float tail[kSquare];
+    for (Index r = 0; r < kSquare; ++r) {
+      row[r] = rows + minimum(k + r, count - 1) * dim;
+      sum[r][0] = sum[r][1] = hn::Zero(d);
+      tail[r] = 0;
+    }
+    Index c = 0;
+    for (; c + 2 * n <= dim; c += 2 * n) {
+      const auto x0 = hn::LoadU(d, x + c), x1 = hn::LoadU(d, x + c + n);
+#pragma GCC unroll 4
+      for (Index r = 0; r < kSquare; ++r) {
+        sum[r][0] = hn::MulAdd(hn::LoadU(d, row[r] + c), x0, sum[r][0]);
+        sum[r][1] = hn::MulAdd(hn::LoadU(d, row[r] + c + n), x1, sum[r][1]);
+      }
+    }
+    for (; c < dim; ++c) {
+      for (Index r = 0; r < kSquare; ++r) tail[r] += row[r][c] * x[c];
+    }
+    const auto total = [&](Index r) { return hn::Add(sum[r][0], sum[r][1]); };
+    const SquareTag four;
+    const auto sums = hn::Add(sumsOfLanes(d, total(0), total(1), total(2), total(3)), hn::LoadU(four, tail));
+    float* target = out + k;
+    if (k + kSquare <= count) {
+      hn::StoreU(sums, four, target);
+    } else {
+      hn::StoreU(sums, four, tail);
+      for (Index r = 0; k + r < count; ++r) target[r] = tail[r];
+    }
+  }
 }
 
 // Scratch for the queries of one position.
@@ -121,19 +146,6 @@ LA_INLINE void latentQuery(const LrkvModel& model, Index kvHead, Index before, c
     }
   }
   for (Index c = rank; c < width; ++c) latent[c] = 0;
-}
-
-// output [value.dim] = base·A_h + latent·B_hᵀ.
-LA_INLINE void outputOf(const LrkvFactors& value, Index kvHead, Index before, const float* base, const float* latent,
-                        float* output) {
-  const Index dim = value.dim;
-  if (value.gauge == nullptr && value.baseDim > 0) {
-    __builtin_memcpy(output, base, static_cast<std::size_t>(dim) * sizeof(float));
-  } else {
-    __builtin_memset(output, 0, static_cast<std::size_t>(dim) * sizeof(float));
-    if (value.baseDim > 0) addRows(base, value.baseDim, value.gauge + kvHead * value.baseDim * dim, dim, output);
-  }
-  addRows(latent, value.ranks[kvHead], value.up + before * dim, dim, output);
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE

@@ -207,7 +207,7 @@ LA_INLINE void storeKeyBase(const StoreBlock& block, const StoreScratch& scratch
   }
 }
 
-LA_INLINE void storeKeys(const StoreBlock& block, const StoreScratch& scratch) {
+LA_INLINE void storeKeys(const StoreBlock& block, Index firstHead, Index endHead, const StoreScratch& scratch) {
   const LrkvModel& model = block.problem.model;
   const Index baseDim = model.key.baseDim;
   loadBlock(block, block.problem.rows.keyBase, baseDim, 0, baseDim, scratch.base, baseDim);
@@ -215,23 +215,26 @@ LA_INLINE void storeKeys(const StoreBlock& block, const StoreScratch& scratch) {
     fillTables(model.frequencies, model.key.dim / 2, block.position(0), block.count, scratch.cosines, scratch.sines);
   }
   const Index all = ranksBefore(model.key, model.kvHeads);
-  for (Index head = 0, first = 0; head < model.kvHeads; first += model.key.ranks[head++]) {
+  Index first = ranksBefore(model.key, firstHead);
+  for (Index head = firstHead; head < endHead; first += model.key.ranks[head++]) {
     storeKeyHead(block, head, first, all, scratch);
   }
   if (!storesWholeKeys(model)) storeKeyBase(block, scratch);
 }
 
-LA_INLINE void storeValues(const StoreBlock& block) {
+LA_INLINE void storeValues(const StoreBlock& block, Index firstHead, Index endHead) {
   const LrkvModel& model = block.problem.model;
   const LrkvRows& rows = block.problem.rows;
   const LrkvLayout& layout = block.problem.layout;
   const Index baseDim = model.value.baseDim;
   const Index all = ranksBefore(model.value, model.kvHeads);
+  const Index before = ranksBefore(model.value, firstHead);
   for (Index r = 0; r < block.count; ++r) {
     const Index place = block.place + r;
     convertRow(rows.type, block.source(rows.valueBase, baseDim, r, 0), layout.type,
                block.target(layout.valueBase() + place * baseDim), baseDim);
-    for (Index head = 0, first = 0; head < model.kvHeads; first += model.value.ranks[head++]) {
+    Index first = before;
+    for (Index head = firstHead; head < endHead; first += model.value.ranks[head++]) {
       const Index rank = model.value.ranks[head];
       const Index width = layout.valueWidth(head);
       void* target = block.target(layout.valueLatents(head) + place * width);
@@ -242,18 +245,13 @@ LA_INLINE void storeValues(const StoreBlock& block) {
   }
 }
 
-void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, std::byte* memory) {
-  constexpr Index kPageRows = LrkvLayout::kPageRows;
+void storeLrkvRows(const LrkvStoreProblem& problem, Index begin, Index end, Index firstHead, Index endHead,
+                   std::byte* page, std::byte* memory) {
   Arena arena(memory);
   const StoreScratch scratch = placeStore(problem, arena);
-  while (begin < end) {
-    const Index place = (problem.first + begin) % kPageRows;
-    const StoreBlock block = {problem, begin, minimum(end - begin, kPageRows - place), place,
-                              problem.pages[(problem.first + begin) / kPageRows]};
-    storeKeys(block, scratch);
-    storeValues(block);
-    begin += block.count;
-  }
+  const StoreBlock block = {problem, begin, end - begin, (problem.first + begin) % LrkvLayout::kPageRows, page};
+  storeKeys(block, firstHead, endHead, scratch);
+  storeValues(block, firstHead, endHead);
 }
 
 std::size_t lrkvStoreWorkspaceBytes(const LrkvStoreProblem& problem, Index threads) {
@@ -267,8 +265,8 @@ void runLrkvStore(const LrkvStoreProblem& problem, const Execution& execution) {
   const Index workerBytes = lrkvStoreBytes(problem);
   forEachUnit(execution, pages, [&](Index worker, Index unit) {
     const Index page = (firstPage + unit) * kPageRows - problem.first;
-    storeLrkvRows(problem, maximum(0, page), minimum(problem.count, page + kPageRows),
-                  execution.workspace + worker * workerBytes);
+    storeLrkvRows(problem, maximum(0, page), minimum(problem.count, page + kPageRows), 0, problem.model.kvHeads,
+                  problem.pages[firstPage + unit], execution.workspace + worker * workerBytes);
   });
 }
 

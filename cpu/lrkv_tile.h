@@ -58,6 +58,19 @@ struct LrkvTile {
   ResidualLoops loops;
 };
 
+// Keys of one page that will be read next, perhaps of another sequence.
+struct UpcomingKeys {
+  const FullSequence* sequence = nullptr;
+  KeyRange keys;
+
+  LA_METHOD bool any() const { return sequence != nullptr && keys.begin < keys.end; }
+};
+
+// The first tile of some keys of a sequence.
+LA_INLINE UpcomingKeys firstTileOf(const FullSequence& sequence, KeyRange keys) {
+  return {&sequence, {keys.begin, minimum(keys.begin / kLrkvTile * kLrkvTile + kLrkvTile, keys.end)}};
+}
+
 // The key or value bases of a sequence's pages, as head 0 or 1.
 LA_INLINE PagedRows basesOf(const LrkvLayout& layout, const FullSequence& sequence, bool values) {
   return {sequence.key.pages, LrkvLayout::kPageRows, layout.valueBase(),
@@ -82,12 +95,12 @@ LA_INLINE const void* valueLatentsAt(const LrkvLayout& layout, const std::byte* 
 // multiplied, memory would have nothing to do.
 class LatentsAhead {
  public:
-  LA_METHOD LatentsAhead(const LrkvTile& tile, KeyRange keys, bool values)
-      : layout_(tile.problem.layout), heads_(keys.begin < keys.end ? layout_.kvHeads : 0), values_(values) {
+  LA_METHOD LatentsAhead(const LrkvLayout& layout, const UpcomingKeys& upcoming, bool values)
+      : layout_(layout), heads_(upcoming.any() ? layout.kvHeads : 0), values_(values) {
     if (heads_ == 0) return;
-    page_ = pageOf(tile.sequence, keys.begin);
-    row_ = keys.begin % LrkvLayout::kPageRows;
-    count_ = keys.end - keys.begin;
+    page_ = pageOf(*upcoming.sequence, upcoming.keys.begin);
+    row_ = upcoming.keys.begin % LrkvLayout::kPageRows;
+    count_ = upcoming.keys.end - upcoming.keys.begin;
   }
 
   LA_METHOD void operator()() {
@@ -115,6 +128,38 @@ class LatentsAhead {
   Index head_ = 0;
   const char* next_ = nullptr;
   const char* end_ = nullptr;
+};
+
+// The value base of a tile as float32. It is converted when it is first asked for: by then it has come from memory.
+class ValueTile {
+ public:
+  LA_METHOD ValueTile(const LrkvTile& tile, KeyRange keys) : tile_(tile), keys_(keys) {}
+
+  // From a key of the tile on.
+  LA_METHOD TileRows from(Index key) {
+    if (rows_.data == nullptr) {
+      const LrkvLayout& layout = tile_.problem.layout;
+      rows_ = tileRows(basesOf(layout, tile_.sequence, true), layout.type, 1, layout.valueBaseDim, keys_,
+                       tile_.scratch.flash.value);
+    }
+    return {rows_.data + (key - keys_.begin) * rows_.rowStride, rows_.rowStride};
+  }
+
+  // Whether every element is finite; looked up at most once.
+  LA_METHOD bool finite() {
+    if (!looked_) {
+      finite_ = FiniteTile(from(keys_.begin), keys_.end - keys_.begin, tile_.problem.layout.valueBaseDim).holds();
+    }
+    looked_ = true;
+    return finite_;
+  }
+
+ private:
+  const LrkvTile& tile_;
+  const KeyRange keys_;
+  TileRows rows_ = {nullptr, 0};
+  bool looked_ = false;
+  bool finite_ = false;
 };
 
 // Calls visit(lane, key/value head) for the rows of the panel.
@@ -183,14 +228,14 @@ LA_INLINE void scaleScores(const LrkvTile& tile, const Panel& panel, KeyRange ke
 
 // sums [W][sumWidth] = sums·decay + P·value latents.
 template <class Shape>
-LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, bool hidden,
-                            const float* decay, float* sums) {
+LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange keys, const UpcomingKeys& next,
+                            bool hidden, const float* decay, float* sums) {
   constexpr Index width = Shape::kWidth;
   const LrkvLayout& layout = tile.problem.layout;
   const std::byte* page = pageOf(tile.sequence, keys.begin);
   const Index row = keys.begin % LrkvLayout::kPageRows;
   const Index count = keys.end - keys.begin;
-  const PagedRows bases = basesOf(layout, tile.sequence, false);
+  const PagedRows bases = next.any() ? basesOf(layout, *next.sequence, false) : PagedRows();
   Index looked = -1;  // the head whose tile was looked through
   bool finite = true;
   forLanes(tile, panel, [&](Index lane, Index kvHead) {
@@ -213,14 +258,14 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
                              : Ahead(valueLatentsAt(layout, page, kvHead + 1, row),
                                      count * layout.valueWidth(kvHead + 1) * elementBytes(layout.type));
     tile.loops.output(latents, own, count, weights, width, decay[lane], sum, ahead);
-    if (next.begin < next.end) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next, lane, panel.rows);
+    if (next.any()) prefetchRows(bases, layout.type, 0, layout.keyBaseDim, next.keys, lane, panel.rows);
   });
 }
 
-// One tile of keys, all on one page, for one panel. `key` and `value` are its bases.
+// One tile of keys, all on one page, for one panel. `key` and `value` are its bases, the former from the first key on.
 template <class Shape>
-LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, KeyRange next, const TileRows& key,
-                        const TileRows& value, FiniteTile& finiteValues, float* sums) {
+LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, const UpcomingKeys& next,
+                        const TileRows& key, ValueTile& values, float* sums) {
   using D = typename Shape::Tag;
   const D d;
   constexpr int kVecs = Shape::kVectors;
@@ -230,7 +275,7 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
   float* scores = tile.scratch.flash.scores;
 
   latentScores<Shape>(tile, panel, keys);
-  LatentsAhead valuesAhead(tile, keys, true);
+  LatentsAhead valuesAhead(tile.problem.layout, {&tile.sequence, keys}, true);
   forRowGroups<kMaxRows<kVecs>>(count, [&](Index first, auto rows) {
     float* target = scores + first * width;
     outerProduct<decltype(rows)::value, kVecs>(
@@ -242,11 +287,12 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
   if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
   alignas(64) float decay[width];
   const bool hidden = weighTile<Shape>(base, tile.sequence, panel, keys, tile.scratch.flash, decay);
-  if (hidden && !finiteValues.holds()) {
+  const TileRows value = values.from(keys.begin);
+  if (hidden && !values.finite()) {
     for (Index i = 0; i < base.valueDim * width; ++i) panel.output[i] *= decay[i % width];
     addVisibleValues(value, count, base.valueDim, scores, width, width, panel.output, 1, width);
   } else {
-    LatentsAhead keysAhead(tile, next, false);
+    LatentsAhead keysAhead(tile.problem.layout, next, false);
     forRowGroups<kMaxRows<kVecs>>(base.valueDim, [&](Index first, auto rows) {
       float* output = panel.output + first * width;
       outerProduct<decltype(rows)::value, kVecs>(
@@ -261,29 +307,26 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
   latentOutput<Shape>(tile, panel, keys, next, hidden, decay, sums);
 }
 
-// Walks the panels over the keys, tile by tile; the sums of a panel begin at its first row. Returns early, with
-// garbage, when the call is aborted.
-template <class Shape>
+// Walks the panels over the keys, tile by tile, and asks at the end for the keys that upcoming() gives; the sums of a
+// panel begin at its first row. Returns early, with garbage, when the call is aborted.
+template <class Shape, class Upcoming>
 LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
-                           const Execution& execution) {
+                           const Upcoming& upcoming, const Execution& execution) {
   const LrkvLayout& layout = tile.problem.layout;
   const PagedRows keyBases = basesOf(layout, tile.sequence, false);
-  const PagedRows valueBases = basesOf(layout, tile.sequence, true);
   forTiles(keys, kLrkvTile, [&](KeyRange range) {
     if (execution.aborted()) return false;
     if (hiddenFromAll(tile.base, tile.sequence, range)) return true;
-    const KeyRange next = {range.end, minimum(range.end + kLrkvTile, keys.end)};
+    const UpcomingKeys next = range.end < keys.end ? firstTileOf(tile.sequence, {range.end, keys.end}) : upcoming();
     const TileRows key = tileRows(keyBases, layout.type, 0, layout.keyBaseDim, range, tile.scratch.flash.key);
-    const TileRows value = tileRows(valueBases, layout.type, 1, layout.valueBaseDim, range, tile.scratch.flash.value);
-    FiniteTile finiteValues(value, range.end - range.begin, layout.valueBaseDim);
+    ValueTile values(tile, range);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
       const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
       const Index skip = part.begin - range.begin;
-      lrkvTile<Shape>(tile, panel, part, p + 1 == panelCount ? next : KeyRange(),
-                      {key.data + skip * key.rowStride, key.rowStride},
-                      {value.data + skip * value.rowStride, value.rowStride}, finiteValues,
+      lrkvTile<Shape>(tile, panel, part, p + 1 == panelCount ? next : UpcomingKeys(),
+                      {key.data + skip * key.rowStride, key.rowStride}, values,
                       sums + p * Shape::kWidth * tile.sumWidth);
     }
     return true;

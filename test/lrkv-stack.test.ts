@@ -79,6 +79,15 @@ describe('a decoder with rotary embedding, all layers converted', () => {
     expectBetter(most.errors.key.intertwined, nothing.errors.key.intertwined, 0.6);
   });
 
+  test('a budget of both keeps such keys whole as long as it can', async () => {
+    const [, { stack }] = judged;
+    const layers = await stack.within(0.6875, 'intertwined');
+    for (const { keyBase, keyRanks, keyUp } of layers) {
+      expect(keyBase.dims[1]).toBe(0);
+      expect(keyRanks).toEqual(keyRanks.map(() => keyUp.dims[1]));
+    }
+  });
+
   test('errors of layers add up as independent ones do, and grow on the way', async () => {
     for (const { stack, conversions, errors } of judged) {
       const converted = stack.only('value', conversions.fitted.layers);
@@ -88,6 +97,9 @@ describe('a decoder with rotary embedding, all layers converted', () => {
         alone.push((await stack.errorOf(layers)).states[2]);
       }
       const [first, second, last] = errors.value.fitted.states;
+      const noise = (await stack.errorOfNoise()).states;
+      expect(noise[0]).toBeGreaterThan(0.02);
+      expect(noise[2]).toBeGreaterThan(noise[0]);
       expect(last / Math.hypot(...alone)).toBeGreaterThan(0.85);
       expect(last / Math.hypot(...alone)).toBeLessThan(1.15);
       expect(first).toBeLessThan(second);

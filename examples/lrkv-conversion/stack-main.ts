@@ -28,6 +28,7 @@ async function main(): Promise<void> {
   const fitted: string[][] = [];
   const judged: string[][] = [];
   const grown: string[][] = [];
+  const noisy: string[][] = [];
   let difference = 0;
   for (const shared of sharedParts) {
     const stack = await Stack.of(shared, options);
@@ -51,6 +52,8 @@ async function main(): Promise<void> {
         if (way === 'fitted') grown.push([percent(shared), name, ...(await growth(stack, converted))]);
       }
     }
+    const noise = await stack.errorOfNoise();
+    noisy.push([percent(shared), ...noise.states.map(percent)]);
     for (const [budget, ropeMode] of budgets) await judge(`both, ${ropeMode}`, await stack.within(budget, ropeMode));
   }
   const numbers = Array.from({ length: layers }, (_, i) => String(i + 1));
@@ -77,6 +80,10 @@ async function main(): Promise<void> {
   print();
   print(bold('Error of the residual stream after the last layer, one layer converted'));
   print(table([['common', 'way', ...numbers.map((number) => `only ${number}`), 'root of squares', 'all'], ...grown]));
+
+  print();
+  print(bold('The same after each layer, nothing converted, noise in the first'));
+  print(table([['common', ...after], ...noisy]));
 }
 
 /** Of a base and none, in the same memory, whatever is kept of them. */

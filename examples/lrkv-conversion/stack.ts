@@ -11,6 +11,7 @@ import {
   type LrkvReport,
   type LrkvWeights,
   lrkvLayer,
+  randomNormal,
   type Tensor,
   tensor,
 } from '../../lib';
@@ -131,7 +132,23 @@ export class Stack {
   }
 
   async errorOf(converted: readonly (LrkvWeights | undefined)[]): Promise<StackError> {
-    const { states, logits } = await this.with(converted).run(this.judged);
+    return await this.errorWith(this.with(converted));
+  }
+
+  /** Of the decoder itself, with random numbers added to the output projection of its first layer, a tenth of its own. */
+  async errorOfNoise(): Promise<StackError> {
+    const { data, dims } = randomNormal<'float32'>(this.layers[0].output.dims, { seed: 7 });
+    const own = this.layers[0].output.data as Float32Array;
+    const output = tensor(
+      data.map((value, i) => own[i] + value / 10),
+      dims,
+    );
+    const layers = this.layers.map((layer, i) => attentionLayer(i === 0 ? { ...layer, output } : layer));
+    return await this.errorWith(new Decoder(this.weights, layers));
+  }
+
+  private async errorWith<Cache extends LrkvCache | KvCache>(decoder: Decoder<Cache>): Promise<StackError> {
+    const { states, logits } = await decoder.run(this.judged);
     const { run: original } = this;
     const error = (received: Tensor, expected: Tensor) => approximationError(received, expected).relativeFrobenius;
     return {

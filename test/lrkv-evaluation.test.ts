@@ -14,6 +14,7 @@ import {
   compareGauges,
   type GaugeErrors,
   intertwinedError,
+  otherErrors,
   sharedParts,
 } from '../examples/lrkv-conversion/structured-table';
 import { evenRanks } from '../examples/lrkv-conversion/ways';
@@ -151,6 +152,14 @@ describe('layers of known structure', () => {
     expect(half.fitted).toBeLessThan(0.4 * half.none);
     expect(most.fitted).toBeLessThan(0.2 * most.none);
     for (const { none, identity } of errors.rotated) expect(identity).toBeGreaterThan(0.9 * none);
+  });
+
+  test('keys without a base would err less if caches stored any rank, and bases do after more iterations', () => {
+    for (const [index, shared] of sharedParts.entries()) {
+      const { evenly, longer } = otherErrors(shared);
+      expect(evenly).toBeLessThan(0.92 * errors.rotated[index].none);
+      expect(longer).toBeLessThan(1.0001 * errors.rotated[index].fitted);
+    }
   });
 
   test('residuals that rotate by themselves cost many times the error of keys that are rotated whole', () => {

@@ -9,7 +9,7 @@ import { questions } from '../sentence-encoder/questions';
 import { attentionWeights, hiddenStates, withConverted } from './encoder';
 import { Evaluator, type Quality } from './quality';
 import { splitBook } from './split';
-import { compareGauges, intertwinedError, sharedParts } from './structured-table';
+import { compareGauges, intertwinedError, type OtherErrors, otherErrors, sharedParts } from './structured-table';
 import { evenRanks, sensitivities } from './ways';
 
 /** Shares of the cache that exact attention has. The last is that of one head for all four. */
@@ -100,6 +100,10 @@ async function main(): Promise<void> {
     ]),
   );
   print('  logits: of what fitLrkv keeps, on rows that it has not seen; intertwined: residuals rotate by themselves');
+  const others = sharedParts.map(otherErrors);
+  const all = (of: (other: OtherErrors) => number) => others.map((other) => percent(of(other))).join(', ');
+  print(`  with RoPE, no base, rank 12 for every head: ${all(({ evenly }) => evenly)}`);
+  print(`  with RoPE, a pair, 400 iterations: ${all(({ longer }) => longer)}`);
 }
 
 function printQuality(share: number, rows: readonly (readonly string[])[]): void {

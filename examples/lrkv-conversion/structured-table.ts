@@ -1,6 +1,6 @@
-import { fitLrkvSync } from '../../lib';
+import { type FitOptions, fitLrkvSync } from '../../lib';
 import { multipliedOut } from './multiplied';
-import { logitError, type Structure, structuredLayer, structuredRows } from './structured';
+import { headDim, heads, logitError, type Structure, structuredLayer, structuredRows } from './structured';
 
 /** Parts of the heads' weights that are common to all. */
 export const sharedParts = [0, 0.2, 0.5, 0.8];
@@ -26,6 +26,22 @@ export function compareGauges(structure: Structure): GaugeErrors {
   const { baseError: fitted = Number.NaN, noBaseError: none = Number.NaN } = report.layers[0].key;
   const logits = logitError(weights, multipliedOut(layers[0]), structuredRows(512, 2));
   return { none, identity: identity.key.baseError ?? Number.NaN, fitted, logits };
+}
+
+/** Errors of rotated keys in the fitted norm, as they are not by default. */
+export interface OtherErrors {
+  /** No base, and as much memory as a base takes dealt out alike: rank 12, which a cache has no use for. */
+  readonly evenly: number;
+  /** A base fitted in 400 iterations instead of 40. */
+  readonly longer: number;
+}
+
+export function otherErrors(shared: number): OtherErrors {
+  const weights = structuredLayer({ shared, rope: true, seed: 100 });
+  const calibration = structuredRows(4096, 1);
+  const keyError = (options: FitOptions) => fitLrkvSync(weights, { ...options, calibration }).report.layers[0].key;
+  const { baseError: longer = Number.NaN } = keyError({ rank, iterations: 400 });
+  return { evenly: keyError({ rank: rank + headDim / heads, gauge: 'none' }).predictedError, longer };
 }
 
 /**

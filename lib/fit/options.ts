@@ -1,18 +1,12 @@
 /** What `fitLrkv` is told, checked. */
-import { checkMatrix } from '../analysis/matrix';
 import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
-import type { Matrices } from '../linalg';
 import { storedStep } from '../lrkv-model';
-import { attempt, isArray, readList } from '../read';
+import { attempt, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
-import { type AttentionWeights, type CheckedWeights, checkAttentionWeights } from '../weights';
 import type { Gauge } from './als';
-
-/** Keys or values. */
-export type Side = 'key' | 'value';
-export const sides: readonly Side[] = ['key', 'value'];
+import { checkLayers, type LayerSource, type Side, sides } from './source';
 
 /** Where a fit is. */
 export interface FitProgress {
@@ -88,10 +82,8 @@ export type RankRule =
   | { readonly kind: 'energy'; readonly energy: number }
   | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
 
-/** One layer, checked. */
-export interface FitLayer extends CheckedWeights<AttentionWeights> {
-  readonly name: string;
-  readonly hidden: Matrices | null;
+/** One layer, and how it is fitted. */
+export interface FitLayer extends LayerSource {
   readonly gauges: Readonly<Record<Side, Gauge>>;
   readonly sensitivity: Readonly<Record<Side, number>>;
 }
@@ -126,58 +118,33 @@ function fail(name: string, value: unknown): never {
   throw expected('ERR_ARGUMENT', name, '{ key, value }', value);
 }
 
-/** A list with one item a layer. */
-function checkLayers<Item>(
-  name: string,
-  value: unknown,
-  count: number,
-  make: (item: unknown, layer: number) => Item,
-): Item[] {
-  const items = readList(name, value, (length) => length === count, make);
-  if (items === undefined) throw expected('ERR_SHAPE', name, `a list of ${count}, one a layer`, value);
-  return items;
-}
-
-export function checkFit(given: unknown, options: FitOptions): FitRequest {
-  const single = !isArray(given);
-  const entries = single
-    ? [given]
-    : (readList(
-        'weights',
-        given,
-        (length) => length > 0,
-        (item) => item,
-      ) ?? []);
-  if (entries.length === 0) throw expected('ERR_SHAPE', 'weights', 'at least one layer', given);
+/** A copy of the options, each of which is read once. */
+export function readFitOptions(options: FitOptions): FitOptions {
   if (options === undefined)
     throw expected('ERR_ARGUMENT', 'options', "an object with 'rank', 'ranks', 'energy' or 'budget'", options);
-  const copy: FitOptions = checkOptions('options', options, optionNames);
+  return checkOptions('options', options, optionNames);
+}
+
+/** @param copy options that were read; `calibration` is the sources' own */
+export function checkFit(sources: readonly LayerSource[], copy: FitOptions): FitRequest {
   checkDevice(copy.device);
-  const nameOf = (name: string, layer: number): string => (single ? name : `${name}[${layer}]`);
-  const checked = entries.map((entry, layer) => ({
-    ...checkAttentionWeights(nameOf('weights', layer), entry as AttentionWeights),
-    name: nameOf('weights', layer),
-  }));
-  const count = checked.length;
+  const count = sources.length;
 
   const ropeMode =
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
-  if (copy.ropeMode !== undefined && checked.every(({ rope }) => rope === null))
+  if (copy.ropeMode !== undefined && sources.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
-  for (const { rope, keyNorm, name } of checked) {
+  for (const { rope, keyNorm, name } of sources) {
     if (
-      rope !== null &&
-      ropeMode === 'intertwined' &&
-      keyNorm !== null &&
-      keyNorm.gain !== null &&
-      keyNorm.gainOrder === 0
+      rope === null ||
+      ropeMode !== 'intertwined' ||
+      keyNorm === null ||
+      keyNorm.gain === null ||
+      keyNorm.gainOrder !== 0
     )
-      throw expected(
-        'ERR_UNSUPPORTED',
-        'ropeMode',
-        `'exact' where \`${name}\` has a key gain before the rotation`,
-        ropeMode,
-      );
+      continue;
+    const what = `'exact' where \`${name}\` has a key gain before the rotation`;
+    throw expected('ERR_UNSUPPORTED', 'ropeMode', what, ropeMode);
   }
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
@@ -189,18 +156,9 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
   if (sensitivity !== undefined && copy.budget === undefined)
     throw expected('ERR_ARGUMENT', 'sensitivity', 'nothing without `budget`', copy.sensitivity);
 
-  const tensors = checkCalibration(copy.calibration, single, count);
-  const layers = checked.map((entry, layer): FitLayer => {
-    const { shape, rope } = entry;
-    const hidden =
-      tensors === undefined ? null : checkMatrix(nameOf('calibration', layer), tensors[layer] as Tensor, 1);
-    if (hidden !== null && hidden.columns !== shape.modelDim)
-      throw expected('ERR_SHAPE', nameOf('calibration', layer), `${shape.modelDim} columns, modelDim`, [
-        hidden.rows,
-        hidden.columns,
-      ]);
-    const gauges = gaugesOf(rope !== null);
-    return { ...entry, hidden, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
+  const layers = sources.map((source, layer): FitLayer => {
+    const gauges = gaugesOf(source.rope !== null);
+    return { ...source, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
   });
 
   const { onProgress } = copy;
@@ -218,13 +176,6 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
     onProgress,
     run: { threads: copy.threads, signal: copy.signal, device: copy.device },
   };
-}
-
-function checkCalibration(calibration: unknown, single: boolean, count: number): unknown[] | undefined {
-  if (calibration === undefined) return undefined;
-  if (isArray(calibration)) return checkLayers('calibration', calibration, count, (item) => item);
-  if (!single) throw expected('ERR_SHAPE', 'calibration', `a list of ${count}, one a layer`, calibration);
-  return [calibration];
 }
 
 function checkGauges(given: FitOptions['gauge']): (rotated: boolean) => Record<Side, Gauge> {

@@ -4,7 +4,7 @@ import type { Steps } from '../steps';
 import type { Run } from './algebra';
 import { alternate, type Factors, type FitPlan, tailOf } from './als';
 import { finish } from './finish';
-import type { Objective } from './moments';
+import type { Objective, Projection } from './moments';
 import { allocateRanks, type Choice, ranksFor, storedComponents, type Way } from './ranks';
 import { type FinishedSide, relative, total } from './report';
 
@@ -79,13 +79,19 @@ export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, 
 const memoryOf = ({ factors, ranks }: Kept, width: number): number =>
   storedComponents(factors.base === null ? 0 : width, ranks);
 
-export function* finishSide(objective: Objective, plan: FitPlan, ways: Ways, run: Run): Steps<FinishedSide> {
+export function* finishSide(
+  objective: Objective,
+  projection: Projection,
+  plan: FitPlan,
+  ways: Ways,
+  run: Run,
+): Steps<FinishedSide> {
   const { factors, ranks } = ways.kept;
   const energy = total(objective.energies);
   const errorIn = (way: Kept | undefined): number | undefined =>
     way === undefined ? undefined : relative(errorOf(way), energy);
   return {
-    fitted: yield* finish(objective, factors, ranks, plan, run),
+    fitted: yield* finish(objective, projection, factors, ranks, plan, run),
     gauge: factors.gauge,
     ranks,
     // Without a base there is nothing to iterate, and the factors serve all ranks.

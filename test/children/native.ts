@@ -180,7 +180,7 @@ const calls: Readonly<Record<string, () => Call>> = {
       pick([null, placed(Float64Array, 32)]),
       placed(Float64Array, 40),
     ],
-    numbers: [pick([0, 1, 2]), 2, 4, 4, 5],
+    numbers: [pick([0, 1, 2, 3]), 2, 4, 4, pick([4, 5]), pick([0, 1]), pick([0, 1])],
   }),
   lowrank: () => ({
     operands: [

@@ -1,5 +1,5 @@
 /** Error against memory, of keys and of values, and where this conversion lies. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText } from '../../numbers';
 import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
 import { Identities, type LegendEntry, legend } from '../../page/identity';

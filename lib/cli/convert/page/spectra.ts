@@ -1,5 +1,5 @@
 /** Singular values that ranks cut off: how fast they fall says what a rank more would buy. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText } from '../../numbers';
 import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
 import { legend } from '../../page/identity';

@@ -52,7 +52,7 @@ export async function runConvert(
     progress.start(2 * named.length + 1);
     try {
       progress.show('reading');
-      const layers = await layersOf(model, calibration);
+      const layers = await layersOf(model, calibration, signal);
       const onProgress = watch(
         progress,
         named.map(({ index }) => index),

@@ -7,9 +7,14 @@ import { checkAttentionWeights } from '../../weights';
 import type { Calibration } from './calibration';
 
 /** @throws AttentionError for numbers that are not finite, and all that `readAttentionWeights` refuses */
-export async function layersOf(model: Model, calibration: Calibration | undefined): Promise<LayerSource[]> {
+export async function layersOf(
+  model: Model,
+  calibration: Calibration | undefined,
+  signal: AbortSignal,
+): Promise<LayerSource[]> {
   const sources: LayerSource[] = [];
   for (const [place, layer] of model.layers.entries()) {
+    signal.throwIfAborted();
     const read = async (): Promise<LayerTensors> => ({
       weights: await model.read(layer),
       hidden: await calibration?.read(place),

@@ -14,8 +14,8 @@ import {
   readLrkvWeights,
 } from '../lib';
 import type { ModelOptions } from '../lib/model/read';
+import { CommandLine, program } from './command-line';
 import { normal } from './data';
-import { root } from './files';
 import { huggingFace, layersOf, type ModelShape, ownNames, smallShape } from './models';
 import { readSafetensors, writeNpy, writeSafetensors, writeShards } from './tensor-files';
 
@@ -27,19 +27,8 @@ beforeAll(() => {
 });
 afterAll(() => fs.rmSync(work, { recursive: true }));
 
-function cli(line: string) {
-  const program = path.join(root, 'dist', 'cli', 'main.js');
-  const args = ['convert', ...line.split(' ').filter((word) => word !== '')];
-  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { cwd: work, encoding: 'utf8' });
-  return { status, stdout, stderr };
-}
-
-// biome-ignore lint/suspicious/noExplicitAny: JSON of any shape
-function json(line: string): any {
-  const { status, stdout, stderr } = cli(`${line} --json`);
-  if (status !== 0) throw new Error(`${line} gave ${status}: ${stderr}`);
-  return JSON.parse(stdout);
-}
+const cli = (line: string) => new CommandLine(work, ['convert']).run(line);
+const json = (line: string) => new CommandLine(work, ['convert']).json(line);
 
 const at = (file: string): string => path.join(work, file);
 const shape: ModelShape = { ...smallShape, layers: 3, modelDim: 24, heads: 4, kvHeads: 2, headDim: 16, valueDim: 16 };
@@ -249,7 +238,6 @@ test('keys of low rank that are stored whole are told of', () => {
 
 describe('what does not come to its end leaves nothing', () => {
   const many: ModelShape = { ...shape, layers: 40, modelDim: 96, heads: 8, kvHeads: 8, headDim: 32, valueDim: 32 };
-  const program = path.join(root, 'dist', 'cli', 'main.js');
   beforeAll(() => writeSafetensors(at('many.safetensors'), huggingFace(layersOf(many))));
 
   test.each(['SIGINT', 'SIGTERM'] as const)('%s', async (signal) => {

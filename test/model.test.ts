@@ -179,6 +179,21 @@ describe('refused', () => {
     expect(await read(both)).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.key: .*received both$/);
   });
 
+  test('queries, keys and values in one matrix, but not where other layers have it', async () => {
+    const fused = Object.fromEntries(
+      Object.entries(contents).flatMap(([name, content]) => {
+        if (/[kv]_proj/.test(name)) return [];
+        return [[name.replace('q_proj', 'qkv_proj'), content]];
+      }),
+    );
+    const message = /^ERR_UNSUPPORTED model.layers.0.self_attn.qkv_proj.weight: .*by themselves.*one of all three$/;
+    expect(await read(fused)).toMatch(message);
+    const neox = { 'gpt_neox.layers.3.attention.query_key_value.weight': { dims: [36, 12], value: () => 0 } };
+    expect(await read(neox)).toMatch(/^ERR_UNSUPPORTED gpt_neox.layers.3.attention.query_key_value.weight: /);
+    const tower = { ...contents, 'vision.layers.0.self_attn.qkv_proj.weight': { dims: [36, 12], value: () => 0 } };
+    expect(await readAttentionWeights(written(tower, config))).toHaveLength(smallShape.layers);
+  });
+
   test('numbers that nobody says, or that do not fit', async () => {
     const bare = written(contents);
     expect(await refusalOf(readAttentionWeights(bare))).toMatch(/^ERR_ARGUMENT heads: /);

@@ -22,7 +22,7 @@ export interface FitProgress {
 
 /** Options of `fitLrkv`. Exactly one of `rank`, `ranks`, `energy` and `budget` is given. */
 export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'device'> {
-  /** Rank of every head's residual, from 0 to its head size; or one for keys and one for values. */
+  /** Rank of every head's residual, from 0 (where there is a base) to its head size; or one for keys and one for values. */
   readonly rank?: number | { readonly key: number; readonly value: number };
   /** Ranks of every key/value head, one entry a layer. */
   readonly ranks?: readonly { readonly key: readonly number[]; readonly value: readonly number[] }[];
@@ -240,23 +240,22 @@ function checkRule(
       throw expected('ERR_ARGUMENT', name, 'an even rank, of whole rotary pairs', found);
     return found;
   };
+  const checkSide = (name: string, found: number[], layer: number, side: Side): number[] => {
+    if ((layers[layer] as FitLayer).gauges[side] === 'none' && found.every((rank) => rank === 0))
+      throw expected('ERR_ARGUMENT', name, `a rank > 0 of ${side}s without a base`, 0);
+    return found;
+  };
   if (ranks !== undefined) {
     const all = checkLayers('ranks', ranks, layers.length, (item, layer) => {
       const { kvHeads } = (layers[layer] as FitLayer).shape;
-      const list =
-        (side: Side) =>
-        (name: string, value: unknown): number[] => {
-          const found = readList(
-            name,
-            value,
-            (length) => length === kvHeads,
-            (one, head) => checkRank(`${name}[${head}]`, one, layer, side),
-          );
-          if (found === undefined) throw expected('ERR_SHAPE', name, `${kvHeads} ranks, one a key/value head`, value);
-          return found;
-        };
+      const list = (side: Side, name: string, value: unknown): number[] => {
+        const fits = (length: number): boolean => length === kvHeads;
+        const found = readList(name, value, fits, (one, head) => checkRank(`${name}[${head}]`, one, layer, side));
+        if (found === undefined) throw expected('ERR_SHAPE', name, `${kvHeads} ranks, one a key/value head`, value);
+        return checkSide(name, found, layer, side);
+      };
       return checkSides(`ranks[${layer}]`, item, (name, value) =>
-        list(name.endsWith('key') ? 'key' : 'value')(name, value),
+        list(name.endsWith('key') ? 'key' : 'value', name, value),
       );
     });
     return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };
@@ -266,8 +265,11 @@ function checkRule(
     ? checkSides('rank', rank, (_name, value) => value)
     : { key: rank as unknown, value: rank as unknown };
   const all = layers.map(({ shape }, layer) => {
-    const of = (side: Side): number[] =>
-      Array<number>(shape.kvHeads).fill(checkRank(each ? `rank.${side}` : 'rank', one[side], layer, side));
+    const of = (side: Side): number[] => {
+      const name = each ? `rank.${side}` : 'rank';
+      const found = Array<number>(shape.kvHeads).fill(checkRank(name, one[side], layer, side));
+      return checkSide(name, found, layer, side);
+    };
     return { key: of('key'), value: of('value') };
   });
   return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };

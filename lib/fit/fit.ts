@@ -30,8 +30,9 @@ export interface LrkvFit {
  * better at the same memory gets none. Nothing is trained: at equal memory expect less than a model trained as LRKV.
  *
  * With rotary embedding the metric of keys takes all distances for equally likely. With QK-norm the norms of a head's
- * queries and keys are taken for constant, equal to their root mean square, and gains for applied. `budget` makes layers and
- * sides comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
+ * queries and keys are taken for constant, equal to their root mean square, and gains for applied, before or after the
+ * rotation as they are; ranks that save no memory are told of in the report's notes. `budget` makes layers and sides
+ * comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
  * (kvHeads·headDim)² float64 for every side of every layer; the other rules go layer by layer.
  *
  * @param weights one layer or several; matrices `[in, out]`, of any element types

@@ -48,8 +48,8 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
   readonly gauge?: GaugeOption | { readonly key?: GaugeOption; readonly value?: GaugeOption };
   /**
    * What residuals of rotated keys are: `'exact'` any of their rank, for keys that are made whole before they are rotated;
-   * `'intertwined'` whole rotary pairs of their head, which rotate as latents and are stored as such. Only where there is
-   * rotary embedding. Default `'exact'`.
+   * `'intertwined'` whole rotary pairs of their head, which rotate as latents and are stored as such; refused for keys with
+   * a gain before the rotation, which has no place among latents. Only where there is rotary embedding. Default `'exact'`.
    */
   readonly ropeMode?: 'exact' | 'intertwined';
   /** Most iterations of a fit. A whole number from 1 to 10000. Default 40. */

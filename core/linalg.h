@@ -9,7 +9,7 @@ namespace lowrank_attention {
 enum class LinalgOperation : std::uint8_t {
   kSvd,      // a = left·diag(values)·rightᵀ, left (m × r), right (n × r), r = min(m, n), values descending
   kEigen,    // a symmetric, m = n: a = left·diag(values)·leftᵀ, values ascending
-  kBasis,    // values (m × n), n ≤ m: an orthonormal basis of a's columns, or of a space that holds them if they are dependent
+  kBasis,    // values (m × n), n ≤ m: an orthonormal basis of a space that holds a's columns
   kProduct,  // values = aᵀ·b (n × p), b (m × p); or a·b (m × p), b (n × p)
 };
 

@@ -1,6 +1,6 @@
-// Decompositions of dense matrices, by Eigen, compiled once for the baseline processor: Eigen's templates would give the
-// kernel rows symbols that the linker merges. All matrices are row-major. Serial: callers share matrices over threads.
-// Every function returns false when there is no memory.
+// Decompositions of dense matrices, by Eigen, compiled once for the baseline processor: Eigen's templates would give
+// the kernel rows symbols that the linker merges. All matrices are row-major. Serial: callers share matrices over
+// threads. Every function returns false when there is no memory.
 #ifndef LOWRANK_ATTENTION_CPU_DECOMPOSITIONS_H_
 #define LOWRANK_ATTENTION_CPU_DECOMPOSITIONS_H_
 

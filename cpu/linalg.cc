@@ -1,6 +1,6 @@
 // Linear algebra in float64 on the CPU. Decompositions are Eigen's, a matrix a unit of work. A product is cut as
-// cpu/matmul.cc cuts its own: a unit is (batch item, rows, columns) of the product, for which blocks of both factors are
-// copied into L2, and whose inner dimension is never split between threads.
+// cpu/matmul.cc cuts its own: a unit is (batch item, rows, columns) of the product, for which blocks of both factors
+// are copied into L2, and whose inner dimension is never split between threads.
 
 #include "core/linalg.h"
 
@@ -68,8 +68,7 @@ static void copyRows(const ProductUnit& unit, Index k0, Index depth, double* blo
   const Index count = kTransposed ? depth : unit.ownRows;
   const Index length = kTransposed ? unit.ownRows : depth;
   for (Index r = 0; r < count; ++r) {
-    const double* source =
-        unit.a + (kTransposed ? (k0 + r) * unit.rows + unit.i0 : (unit.i0 + r) * unit.depth + k0);
+    const double* source = unit.a + (kTransposed ? (k0 + r) * unit.rows + unit.i0 : (unit.i0 + r) * unit.depth + k0);
     double* target = block + r * (kTransposed ? kProductRows : kProductDepth);
     for (Index i = 0; i < length; ++i) target[i] = source[i];
   }

@@ -76,7 +76,8 @@ const wrongOperands: readonly ((right: Any) => unknown)[] = [
   () => placed(Float64Array, 600).fill(2 ** 53),
   () => new BigInt64Array(600),
   // Not of one that an earlier change detached.
-  (right) => (ArrayBuffer.isView(right) && right.byteLength > 0 ? (right as Any).subarray(1) : right),
+  (right) =>
+    ArrayBuffer.isView(right) && 'subarray' in right && right.byteLength > 0 ? (right as Any).subarray(1) : right,
   (right) => (Array.isArray(right) ? right.slice(1) : right),
   (right) => (Array.isArray(right) ? [...right, ...right] : right),
   (right) => (Array.isArray(right) ? trapped(right, throwing) : right),

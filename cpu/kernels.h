@@ -4,7 +4,6 @@
 #define LOWRANK_ATTENTION_CPU_KERNELS_H_
 
 #include "core/kernel.h"
-#include "cpu/linalg.h"
 #include "cpu/simd.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
@@ -16,6 +15,9 @@ std::size_t fullWorkspaceBytes(const FullProblem& problem, Index threads);
 // The same where only the first sequence exists so far, and all others will have its extents.
 std::size_t uniformFullWorkspaceBytes(const FullProblem& problem, Index threads);
 void runFull(const FullProblem& problem, const Execution& execution);
+
+std::size_t linalgWorkspaceBytes(const LinalgProblem& problem, Index threads);
+void runLinalg(const LinalgProblem& problem, const Execution& execution);
 
 std::size_t linearWorkspaceBytes(const LinearProblem& problem, Index threads);
 void runLinear(const LinearProblem& problem, const Execution& execution);

@@ -1,135 +1,170 @@
-#include "cpu/linalg.h"
+// Linear algebra in float64 on the CPU. Decompositions are Eigen's, a matrix a unit of work. A product is cut as
+// cpu/matmul.cc cuts its own: a unit is (batch item, rows, columns) of the product, for which blocks of both factors
+// are copied into L2, and whose inner dimension is never split between threads.
 
-#include <algorithm>
-#include <limits>
-#include <new>
+#include "core/linalg.h"
 
-// A failed assertion would end the caller's process.
-#define EIGEN_NO_DEBUG
-#define EIGEN_DONT_PARALLELIZE
-#define EIGEN_MPL2_ONLY
-#include <Eigen/Eigenvalues>
-#include <Eigen/QR>
-#include <Eigen/SVD>
+#include "core/execution.h"
+#include "cpu/decompositions.h"
+#include "cpu/kernels.h"
+#include "cpu/microkernel.h"
 
-namespace lowrank_attention {
+namespace lowrank_attention::HWY_NAMESPACE {
 
-namespace {
+using Doubles = hn::ScalableTag<double>;
 
-template <class T>
-using RowMajor = Eigen::Matrix<T, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
-template <class T>
-using Rows = Eigen::Map<RowMajor<T>>;
-template <class T>
-using ConstRows = Eigen::Map<const RowMajor<T>>;
+constexpr Index kProductWidth = 2 * kLanes<Doubles>;
+constexpr Index kProductDepth = 256;    // inner dimension of copied blocks
+constexpr Index kProductColumns = 128;  // of a unit: a block of b is 256 KiB
+constexpr Index kProductRows = 144;     // of a unit, a multiple of 6 and of 12: a block of a is 288 KiB
 
-// Runs body(), which allocates.
-template <class Body>
-bool withMemory(const Body& body) {
-  try {
-    body();
-    return true;
-  } catch (const std::bad_alloc&) {
-    return false;
+// Scratch of one worker in doubles: blocks of b and a, and the unit of the product.
+constexpr Index kWorkerDoubles =
+    kProductDepth * kProductColumns + kProductDepth * kProductRows + kProductRows * kProductColumns;
+
+std::size_t linalgWorkspaceBytes(const LinalgProblem& problem, Index threads) {
+  if (problem.operation != LinalgOperation::kProduct) return 0;
+  return sizeof(double) * static_cast<std::size_t>(threads * kWorkerDoubles);
+}
+
+// A part of a product, and what it is computed from.
+struct ProductUnit {
+  const double* a;
+  const double* b;
+  double* product;
+  Index rows;     // of the whole product
+  Index columns;  // the same
+  Index depth;    // the same
+  Index i0;
+  Index ownRows;
+  Index j0;
+  Index ownColumns;
+};
+
+// panels[p][k][lane] = b[k0 + k][j0 + p·W + lane], zero beyond the last column.
+static void copyColumns(const ProductUnit& unit, Index k0, Index depth, double* panels) {
+  constexpr Index width = kProductWidth;
+  for (Index p = 0; p < unit.ownColumns; p += width) {
+    double* panel = panels + p * kProductDepth;
+    const Index count = minimum(width, unit.ownColumns - p);
+    for (Index k = 0; k < depth; ++k) {
+      const double* source = unit.b + (k0 + k) * unit.columns + unit.j0 + p;
+      for (Index lane = 0; lane < count; ++lane) panel[k * width + lane] = source[lane];
+      for (Index lane = count; lane < width; ++lane) panel[k * width + lane] = 0;
+    }
   }
 }
 
-void fillNaN(double* data, Index count) {
-  if (data != nullptr) std::fill_n(data, count, std::numeric_limits<double>::quiet_NaN());
+// How a block of a lies in the scratch, so that rows are copied as they lie in memory.
+template <bool kTransposed>
+struct BlockOfLeft {
+  static constexpr Index kRowStride = kTransposed ? 1 : kProductDepth;
+  static constexpr Index kDepthStride = kTransposed ? kProductRows : 1;
+};
+
+// block[i·kRowStride + k·kDepthStride] = element (i0 + i, k0 + k) of the left factor.
+template <bool kTransposed>
+static void copyRows(const ProductUnit& unit, Index k0, Index depth, double* block) {
+  const Index count = kTransposed ? depth : unit.ownRows;
+  const Index length = kTransposed ? unit.ownRows : depth;
+  for (Index r = 0; r < count; ++r) {
+    const double* source = unit.a + (kTransposed ? (k0 + r) * unit.rows + unit.i0 : (unit.i0 + r) * unit.depth + k0);
+    double* target = block + r * (kTransposed ? kProductRows : kProductDepth);
+    for (Index i = 0; i < length; ++i) target[i] = source[i];
+  }
 }
 
-}  // namespace
-
-bool regularizedInverse(const float* a, Index m, Index n, double regularization, float* z) {
-  return withMemory([&] {
-    const Eigen::MatrixXd matrix = ConstRows<float>(a, m, n).cast<double>();
-    if (!matrix.allFinite()) {
-      std::fill_n(z, n * m, std::numeric_limits<float>::quiet_NaN());
-      return;
+// Writes a unit's sums to the product; of a symmetric one what is not above the diagonal, and its mirror image.
+static void storeUnit(const ProductUnit& unit, const double* sums, bool symmetric) {
+  for (Index i = 0; i < unit.ownRows; ++i) {
+    const Index count = symmetric ? minimum(unit.ownColumns, unit.i0 + i + 1 - unit.j0) : unit.ownColumns;
+    double* target = unit.product + (unit.i0 + i) * unit.columns + unit.j0;
+    for (Index j = 0; j < count; ++j) target[j] = sums[i * kProductColumns + j];
+  }
+  if (!symmetric) return;
+  for (Index j = 0; j < unit.ownColumns; ++j) {
+    double* target = unit.product + (unit.j0 + j) * unit.columns + unit.i0;
+    for (Index i = maximum(0, unit.j0 + j - unit.i0 + 1); i < unit.ownRows; ++i) {
+      target[i] = sums[i * kProductColumns + j];
     }
-    const Eigen::BDCSVD<Eigen::MatrixXd> svd(matrix, Eigen::ComputeThinU | Eigen::ComputeThinV);
-    const Eigen::VectorXd& sigma = svd.singularValues();
-    const double lambda = regularization * sigma(0);
-    const double zero = regularization > 0 ? 0 : std::ldexp(static_cast<double>(std::max(m, n)), -24) * sigma(0);
-    const Eigen::VectorXd inverse =
-        sigma.unaryExpr([&](double s) { return s > zero ? s / (s * s + lambda * lambda) : 0.0; });
-    Rows<float>(z, n, m) = (svd.matrixV() * inverse.asDiagonal() * svd.matrixU().transpose()).cast<float>();
-  });
+  }
 }
 
-bool svd(const double* a, Index m, Index n, double* values, double* left, double* right) {
-  const Index rank = minimum(m, n);
-  return withMemory([&] {
-    const ConstRows<double> matrix(a, m, n);
-    if (!matrix.allFinite()) {
-      fillNaN(values, rank);
-      fillNaN(left, m * rank);
-      fillNaN(right, n * rank);
-      return;
+template <bool kTransposed>
+static void runUnit(const ProductUnit& unit, bool symmetric, const Execution& execution, double* memory) {
+  using Block = BlockOfLeft<kTransposed>;
+  const Doubles d;
+  constexpr Index width = kProductWidth;
+  double* panels = memory;
+  double* block = panels + kProductDepth * kProductColumns;
+  double* sums = block + kProductDepth * kProductRows;
+  for (Index k0 = 0; k0 < unit.depth; k0 += kProductDepth) {
+    if (execution.aborted()) return;
+    const Index depth = minimum(kProductDepth, unit.depth - k0);
+    copyColumns(unit, k0, depth, panels);
+    copyRows<kTransposed>(unit, k0, depth, block);
+    for (Index p = 0; p < unit.ownColumns; p += width) {
+      forRowGroups<kMaxRows<2>>(unit.ownRows, [&](Index first, auto size) {
+        double* out = sums + first * kProductColumns + p;
+        outerProduct<decltype(size)::value, 2>(
+            d, block + first * Block::kRowStride, Block::kRowStride, Block::kDepthStride, panels + p * kProductDepth,
+            width, depth,
+            [&](int r, int v) {
+              return k0 == 0 ? hn::Zero(d) : hn::LoadU(d, out + r * kProductColumns + v * kLanes<Doubles>);
+            },
+            [&](int r, int v, Vec<Doubles> sum) {
+              hn::StoreU(sum, d, out + r * kProductColumns + v * kLanes<Doubles>);
+            });
+      });
     }
-    const bool bases = left != nullptr || right != nullptr;
-    const Eigen::BDCSVD<Eigen::MatrixXd> svd(matrix, bases ? Eigen::ComputeThinU | Eigen::ComputeThinV : 0);
-    Eigen::Map<Eigen::VectorXd>(values, rank) = svd.singularValues();
-    if (left != nullptr) Rows<double>(left, m, rank) = svd.matrixU();
-    if (right != nullptr) Rows<double>(right, n, rank) = svd.matrixV();
-  });
+  }
+  storeUnit(unit, sums, symmetric);
 }
 
-bool eigenSymmetric(const double* a, Index n, double* values, double* vectors) {
-  return withMemory([&] {
-    const ConstRows<double> matrix(a, n, n);
-    if (!matrix.allFinite()) {
-      fillNaN(values, n);
-      fillNaN(vectors, n * n);
-      return;
-    }
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(
-        matrix, vectors == nullptr ? Eigen::EigenvaluesOnly : Eigen::ComputeEigenvectors);
-    Eigen::Map<Eigen::VectorXd>(values, n) = solver.eigenvalues();
-    if (vectors != nullptr) Rows<double>(vectors, n, n) = solver.eigenvectors();
+static void runProduct(const LinalgProblem& problem, const Execution& execution) {
+  const Index rows = problem.transposeA ? problem.n : problem.m;
+  const Index depth = problem.transposeA ? problem.m : problem.n;
+  const Index columns = problem.p;
+  const Index columnUnits = divideUp(columns, kProductColumns);
+  const Index perItem = divideUp(rows, kProductRows) * columnUnits;
+  forEachUnit(execution, problem.batch * perItem, [&](Index worker, Index unit) {
+    const Index item = unit / perItem;
+    const Index i0 = unit % perItem / columnUnits * kProductRows;
+    const Index j0 = unit % columnUnits * kProductColumns;
+    const ProductUnit own = {problem.a + item * problem.m * problem.n,
+                             problem.b + item * depth * columns,
+                             problem.values + item * rows * columns,
+                             rows,
+                             columns,
+                             depth,
+                             i0,
+                             minimum(kProductRows, rows - i0),
+                             j0,
+                             minimum(kProductColumns, columns - j0)};
+    // All of it lies above the diagonal.
+    if (problem.symmetric && j0 >= i0 + own.ownRows) return;
+    double* memory = reinterpret_cast<double*>(execution.workspace) + worker * kWorkerDoubles;
+    (problem.transposeA ? runUnit<true> : runUnit<false>)(own, problem.symmetric, execution, memory);
   });
 }
-
-bool innerProduct(const double* a, const double* b, Index m, Index n, Index p, double* product) {
-  return withMemory([&] {
-    Rows<double>(product, n, p).noalias() = ConstRows<double>(a, m, n).transpose() * ConstRows<double>(b, m, p);
-  });
-}
-
-bool orthonormalize(float* a, Index m, Index n, float* scratch) {
-  return withMemory([&] {
-    // Reflections run down columns, which therefore lie dense.
-    Eigen::Map<Eigen::MatrixXf> columns(scratch, m, n);
-    columns = ConstRows<float>(a, m, n);
-    const Eigen::HouseholderQR<Eigen::Ref<Eigen::MatrixXf>> qr(columns);
-    const Eigen::MatrixXf basis = qr.householderQ() * Eigen::MatrixXf::Identity(m, n);
-    Rows<float>(a, m, n) = basis;
-  });
-}
-
-std::size_t linalgWorkspaceBytes(const LinalgProblem&, Index) { return 0; }
 
 void runLinalg(const LinalgProblem& problem, const Execution& execution) {
-  const Index m = problem.m, n = problem.n, p = problem.p, rank = minimum(m, n);
+  if (problem.operation == LinalgOperation::kProduct) return runProduct(problem, execution);
+  const Index m = problem.m, n = problem.n, rank = minimum(m, n);
   const auto of = [](double* base, Index item, Index size) { return base == nullptr ? nullptr : base + item * size; };
   forEachUnit(execution, problem.batch, [&](Index, Index item) {
     const double* matrix = problem.a + item * m * n;
     double* left = of(problem.left, item, m * rank);
-    double* right = of(problem.right, item, n * rank);
     bool done = false;
-    switch (problem.operation) {
-      case LinalgOperation::kSvd:
-        done = svd(matrix, m, n, problem.values + item * rank, left, right);
-        break;
-      case LinalgOperation::kEigen:
-        done = eigenSymmetric(matrix, n, problem.values + item * rank, left);
-        break;
-      case LinalgOperation::kProduct:
-        done = innerProduct(matrix, problem.b + item * m * p, m, n, p, problem.values + item * n * p);
-        break;
+    if (problem.operation == LinalgOperation::kSvd) {
+      done = svd(matrix, m, n, problem.values + item * rank, left, of(problem.right, item, n * rank));
+    } else if (problem.operation == LinalgOperation::kEigen) {
+      done = eigenSymmetric(matrix, n, problem.values + item * rank, left);
+    } else {
+      done = basis(matrix, m, n, problem.values + item * m * n);
     }
     if (!done) execution.fail(Code::kMemory);
   });
 }
 
-}  // namespace lowrank_attention
+}  // namespace lowrank_attention::HWY_NAMESPACE

@@ -13,6 +13,7 @@
 #include "core/lowrank.h"
 
 #include "cpu/arena.h"
+#include "cpu/decompositions.h"
 #include "cpu/kernels.h"
 #include "cpu/panel.h"
 

@@ -28,8 +28,8 @@ struct Nothing {
 // called at every step of the depth, to ask for memory that is needed later.
 // The element (r, k) of `rows` lies at r·rowStride + k·depthStride.
 template <int kRows, int kVecs, class D, class Init, class Finish, class Meanwhile = Nothing>
-LA_INLINE void outerProduct(D d, const float* HWY_RESTRICT rows, Index rowStride, Index depthStride,
-                            const float* HWY_RESTRICT panel, Index panelStride, Index depth, const Init& init,
+LA_INLINE void outerProduct(D d, const hn::TFromD<D>* HWY_RESTRICT rows, Index rowStride, Index depthStride,
+                            const hn::TFromD<D>* HWY_RESTRICT panel, Index panelStride, Index depth, const Init& init,
                             const Finish& finish, const Meanwhile& meanwhile = {}) {
   Vec<D> sum[kRows][kVecs];
 #pragma GCC unroll 16

@@ -8,7 +8,7 @@
 #include "core/execution.h"
 #include "core/nystrom.h"
 #include "cpu/arena.h"
-#include "cpu/linalg.h"
+#include "cpu/decompositions.h"
 #include "cpu/math.h"
 #include "cpu/microkernel.h"
 

@@ -3,7 +3,7 @@ import { expected } from './errors';
 import { addon } from './native';
 
 /** Numbers that stand for operations in core/linalg.h. */
-const operations = { svd: 0, eigen: 1, product: 2 } as const;
+const operations = { svd: 0, eigen: 1, basis: 2, product: 3 } as const;
 
 /** Row-major float64 matrices of the same extents, one after the other. */
 export interface Matrices {
@@ -46,10 +46,30 @@ export function eigenOf(of: Matrices, vectors: boolean, options: CallOptions = {
   return call(operations.eigen, of, [values, basis, null, null], options, { values, vectors: basis });
 }
 
-/** aᵀ·b `[batch, a.columns, b.columns]` of matrices with as many rows. */
-export function productOf(a: Matrices, b: Matrices, options: CallOptions = {}): Call<Float64Array> {
-  const product = float64('product', a.batch * a.columns * b.columns);
-  return call(operations.product, a, [product, null, null, b.data], options, product, b.columns);
+/** An orthonormal basis `[batch, rows, columns]` of the columns of matrices that have no more columns than rows. */
+export function basisOf(of: Matrices, options: CallOptions = {}): Call<Float64Array> {
+  const basis = float64('basis', of.data.length);
+  return call(operations.basis, of, [basis, null, null, null], options, basis);
+}
+
+/** What is known of a product. */
+export interface ProductKind {
+  /** a·b instead of aᵀ·b. */
+  readonly plain?: boolean;
+  /** That it is symmetric, so that half of it is enough work. */
+  readonly symmetric?: boolean;
+}
+
+/** aᵀ·b `[batch, a.columns, b.columns]` of matrices with as many rows; or a·b of as many columns as b has rows. */
+export function productOf(
+  a: Matrices,
+  b: Matrices,
+  options: CallOptions = {},
+  { plain = false, symmetric = false }: ProductKind = {},
+): Call<Float64Array> {
+  const product = float64('product', a.batch * (plain ? a.rows : a.columns) * b.columns);
+  const kind = [b.columns, Number(!plain), Number(symmetric)];
+  return call(operations.product, a, [product, null, null, b.data], options, product, kind);
 }
 
 function call<Result>(
@@ -58,12 +78,12 @@ function call<Result>(
   outputs: readonly (Float64Array | null)[],
   options: CallOptions,
   result: Result,
-  factorColumns = 0,
+  ofProduct: readonly number[] = [0, 0, 0],
 ): Call<Result> {
   return {
     op: addon.linalg,
     operands: [data, ...outputs],
-    numbers: Float64Array.of(operation, batch, rows, columns, factorColumns),
+    numbers: Float64Array.of(operation, batch, rows, columns, ...ofProduct),
     options,
     result,
   };

@@ -9,6 +9,16 @@ export function* step<Result>(call: Call<Result>): Steps<Result> {
   return (yield call) as Result;
 }
 
+/** Waits for what no native code does, such as reading a file; only in steps that do not run on the calling thread. */
+export function* wait<Result>(start: () => Promise<Result>): Steps<Result> {
+  const found: { result?: Result } = {};
+  const op = async (): Promise<undefined> => {
+    found.result = await start();
+  };
+  yield* step({ op, operands: [], numbers: new Float64Array(), options: {}, result: undefined });
+  return found.result as Result;
+}
+
 /** Runs the steps on this thread. Errors' stacks begin at the caller of `entry`, the public function. */
 export function runStepsSync<Result>(entry: PublicEntry, steps: Steps<Result>): Result {
   return guard(entry, () => {

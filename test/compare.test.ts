@@ -6,6 +6,7 @@ import path from 'node:path';
 
 import { attention, elu, linearAttention, nystromAttention, randomNormal, type Tensor } from '../lib';
 import { bytesText, factorText, percentText, timeText, timeTick } from '../lib/cli/numbers';
+import { CommandLine } from './command-line';
 import { root } from './files';
 import { type Content, writeNpy } from './tensor-files';
 
@@ -17,19 +18,8 @@ beforeAll(() => {
 });
 afterAll(() => fs.rmSync(work, { recursive: true }));
 
-function cli(line: string) {
-  const program = path.join(root, 'dist', 'cli', 'main.js');
-  const args = line.split(' ').filter((word) => word !== '');
-  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { cwd: work, encoding: 'utf8' });
-  return { status, stdout, stderr };
-}
-
-// biome-ignore lint/suspicious/noExplicitAny: JSON of any shape
-function json(line: string): any {
-  const { status, stdout, stderr } = cli(`${line} --json`);
-  if (status !== 0) throw new Error(`${line} gave ${status}: ${stderr}`);
-  return JSON.parse(stdout);
-}
+const cli = (line: string) => new CommandLine(work).run(line);
+const json = (line: string) => new CommandLine(work).json(line);
 
 const npy = (name: string, dims: readonly number[], value: Content['value']) =>
   writeNpy(path.join(work, name), { dims, value });

@@ -1,5 +1,5 @@
 // `convert` on the command line: what it writes is what the fit gave, bit by bit, and all that cannot be done is refused.
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
 import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
@@ -14,10 +14,10 @@ import {
   readLrkvWeights,
 } from '../lib';
 import type { ModelOptions } from '../lib/model/read';
+import { CommandLine, program } from './command-line';
 import { normal } from './data';
-import { root } from './files';
 import { huggingFace, layersOf, type ModelShape, ownNames, smallShape } from './models';
-import { readSafetensors, writeNpy, writeSafetensors } from './tensor-files';
+import { readSafetensors, writeNpy, writeSafetensors, writeShards } from './tensor-files';
 
 jest.setTimeout(120_000);
 
@@ -27,19 +27,8 @@ beforeAll(() => {
 });
 afterAll(() => fs.rmSync(work, { recursive: true }));
 
-function cli(line: string) {
-  const program = path.join(root, 'dist', 'cli', 'main.js');
-  const args = ['convert', ...line.split(' ').filter((word) => word !== '')];
-  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { cwd: work, encoding: 'utf8' });
-  return { status, stdout, stderr };
-}
-
-// biome-ignore lint/suspicious/noExplicitAny: JSON of any shape
-function json(line: string): any {
-  const { status, stdout, stderr } = cli(`${line} --json`);
-  if (status !== 0) throw new Error(`${line} gave ${status}: ${stderr}`);
-  return JSON.parse(stdout);
-}
+const cli = (line: string) => new CommandLine(work, ['convert']).run(line);
+const json = (line: string) => new CommandLine(work, ['convert']).json(line);
 
 const at = (file: string): string => path.join(work, file);
 const shape: ModelShape = { ...smallShape, layers: 3, modelDim: 24, heads: 4, kvHeads: 2, headDim: 16, valueDim: 16 };
@@ -207,6 +196,72 @@ test('tables for people', () => {
     expect(stdout).toMatch(new RegExp(`^${layer} +[\\d–]+ +(free|no base.*) +[\\d.]+ % +[\\d.]+ % +[\\d–]+ `, 'm'));
   }
   expect(stdout).toMatch(/^Written: table.safetensors$/m);
+});
+
+describe('a model in several files', () => {
+  const line = '--heads 4 --rope-base 100 --budget 80% --calibration sharded.npy';
+  beforeAll(() => {
+    const states = hidden(shape.layers);
+    writeNpy(at('sharded.npy'), { dims: [shape.layers, tokens, shape.modelDim], value: (i) => states[i] });
+    writeSafetensors(at('merged.safetensors'), huggingFace(layersOf(shape)));
+    fs.mkdirSync(at('sharded'));
+    writeShards(at('sharded'), huggingFace(layersOf(shape)), 3);
+  });
+
+  test.each(['sharded', 'sharded/model.safetensors.index.json'])('%s: one file, as of the merged model', (source) => {
+    const wanted = json(`merged.safetensors -o merged.out.safetensors --force ${line}`);
+    const found = json(`${source} -o sharded.out.safetensors --force ${line}`);
+    expect(found.layers).toEqual(wanted.layers);
+    const [one, other] = ['merged', 'sharded'].map((name) => readSafetensors(at(`${name}.out.safetensors`)));
+    expect(other.metadata).toEqual(one.metadata);
+    expect(Object.keys(other.tensors).sort()).toEqual(Object.keys(one.tensors).sort());
+    for (const [name, { bytes }] of Object.entries(one.tensors))
+      expect(other.tensors[name].bytes.equals(bytes)).toBe(true);
+  });
+
+  test('no file of it is replaced', () => {
+    for (const name of ['model-00002-of-00003.safetensors', 'model.safetensors.index.json']) {
+      const { status, stderr } = cli(`sharded -o sharded/${name} --force ${line}`);
+      expect([status, stderr]).toEqual([1, expect.stringContaining('no part of the source')]);
+    }
+    expect(fs.readdirSync(at('sharded'))).toHaveLength(4);
+  });
+});
+
+test('keys of low rank that are stored whole are told of', () => {
+  const line = '0.safetensors -o notes.safetensors --force --heads 4 --rope-base 100 --gauge none';
+  const note = /^Keys were cut to lower ranks to no avail: .*$/gm;
+  expect(cli(`${line} --ranks key:8,value:8`).stdout.match(note)).toHaveLength(1);
+  expect(cli(`${line} --ranks key:16,value:8`).stdout.match(note)).toBeNull();
+  expect(json(`${line} --ranks key:8,value:8`).layers[1].notes[0]).toMatch(note);
+});
+
+describe('what does not come to its end leaves nothing', () => {
+  const many: ModelShape = { ...shape, layers: 40, modelDim: 96, heads: 8, kvHeads: 8, headDim: 32, valueDim: 32 };
+  beforeAll(() => writeSafetensors(at('many.safetensors'), huggingFace(layersOf(many))));
+
+  test.each(['SIGINT', 'SIGTERM'] as const)('%s', async (signal) => {
+    const args = ['convert', 'many.safetensors', '-o', 'stopped.safetensors', '--heads', '8', '--no-rope'];
+    const child = spawn(process.execPath, [program, ...args], { cwd: work });
+    const ended = new Promise<NodeJS.Signals | null>((resolve) => child.on('exit', (_, by) => resolve(by)));
+    await new Promise((resolve) => setTimeout(resolve, 2000));
+    expect(child.exitCode).toBeNull();
+    child.kill(signal);
+    expect(await ended).toBe(signal);
+    expect(fs.readdirSync(work).filter((name) => name.includes('stopped'))).toEqual([]);
+  });
+
+  test('a disk that is full', () => {
+    fs.writeFileSync(at('full.safetensors'), 'before');
+    // Blocks of 512 bytes; the signal would end the process where the error is to.
+    const run = `trap '' XFSZ; ulimit -f 100; exec "${process.execPath}" "${program}" "$@"`;
+    const args = ['convert', 'many.safetensors', '-o', 'full.safetensors', '--force', '--heads', '8', '--no-rope'];
+    const more = ['--ranks', '8', '--gauge', 'none', '--iterations', '1'];
+    const { status, stderr } = spawnSync('sh', ['-c', run, 'sh', ...args, ...more], { cwd: work, encoding: 'utf8' });
+    expect([status, stderr]).toEqual([1, expect.stringMatching(/^error: EFBIG/)]);
+    expect(fs.readdirSync(work).filter((name) => name.includes('full'))).toEqual(['full.safetensors']);
+    expect(fs.readFileSync(at('full.safetensors'), 'utf8')).toBe('before');
+  });
 });
 
 describe('refused', () => {

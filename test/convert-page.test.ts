@@ -7,7 +7,7 @@ import path from 'node:path';
 import type { Browser, Page } from 'playwright-core';
 
 import { charts, contrasts, launchBrowser, openedIn, sizes } from './browser';
-import { root } from './files';
+import { program } from './command-line';
 import { huggingFace, layersOf, smallShape } from './models';
 import { writeSafetensors } from './tensor-files';
 
@@ -37,7 +37,6 @@ const hostile = '<img src=x onerror=alert(1)>&"\'.safetensors';
 
 beforeAll(async () => {
   work = fs.mkdtempSync(path.join(os.tmpdir(), 'convert-page-'));
-  const program = path.join(root, 'dist', 'cli', 'main.js');
   const convert = (page: keyof typeof shapes): readonly Layer[] => {
     const [source, output, html] = [`${page}-${hostile}`, `${page}.out.safetensors`, `${page}.html`];
     writeSafetensors(path.join(work, source), huggingFace(layersOf(shapes[page])));

@@ -4,9 +4,10 @@ import os from 'node:os';
 import path from 'node:path';
 import fc from 'fast-check';
 
-import { AttentionError, type Tensor, tensor } from '../lib';
+import { type Tensor, tensor } from '../lib';
 import { Safetensors } from '../lib/files/safetensors';
 import { contentOf, type SafetensorsContent, writeSafetensors } from '../lib/files/safetensors-writer';
+import { refusalOf } from './refusal';
 import { readSafetensors } from './tensor-files';
 
 let work: string;
@@ -40,16 +41,6 @@ function raw(name: string, dtype: string, dims: readonly number[], ...pieces: re
       yield* pieces;
     },
   } satisfies SafetensorsContent;
-}
-
-async function refusal(run: Promise<unknown>): Promise<string> {
-  const error = await run.then(
-    () => 'was written',
-    (reason) => reason,
-  );
-  if (!(error instanceof AttentionError)) throw new Error(`no AttentionError: ${error}`);
-  expect(error.message).toMatch(/^expected .* for `.*`, received /);
-  return `${error.code} ${error.argument}: ${error.message}`;
 }
 
 test('another parser finds every tensor at a multiple of its element size', async () => {
@@ -168,9 +159,9 @@ describe('refused', () => {
 
   test('names that come twice, that are no tensor’s, that UTF-8 does not have', async () => {
     const file = fresh();
-    expect(await refusal(writeSafetensors(file, [one, named('y'), one]))).toMatch(/^ERR_ARGUMENT x: .*received two$/);
-    expect(await refusal(writeSafetensors(file, [named('__metadata__')]))).toMatch(/^ERR_ARGUMENT __metadata__: /);
-    expect(await refusal(writeSafetensors(file, [named('a\ud800b')]))).toMatch(/^ERR_ARGUMENT name: /);
+    expect(await refusalOf(writeSafetensors(file, [one, named('y'), one]))).toMatch(/^ERR_ARGUMENT x: .*received two$/);
+    expect(await refusalOf(writeSafetensors(file, [named('__metadata__')]))).toMatch(/^ERR_ARGUMENT __metadata__: /);
+    expect(await refusalOf(writeSafetensors(file, [named('a\ud800b')]))).toMatch(/^ERR_ARGUMENT name: /);
     expect(fs.readdirSync(path.dirname(file))).toEqual([]);
   });
 
@@ -185,7 +176,7 @@ describe('refused', () => {
   ])('%s bytes than announced, without a trace on the disk', async (_, pieces, received) => {
     const file = fresh();
     const content = { ...raw('x', 'F32', [1], ...pieces), bytes: 4 };
-    expect(await refusal(writeSafetensors(file, [named('a'), content]))).toBe(
+    expect(await refusalOf(writeSafetensors(file, [named('a'), content]))).toBe(
       `ERR_ARGUMENT x: expected 4 bytes of data for \`x\`, received ${received}`,
     );
     expect(fs.readdirSync(path.dirname(file))).toEqual([]);
@@ -207,6 +198,22 @@ test('what fails half-way leaves the file of that name as it was, and nothing be
   expect(fs.readFileSync(file, 'utf8')).toBe('before');
   await writeSafetensors(file, []);
   expect(readSafetensors(file).tensors).toEqual({});
+});
+
+test('an abort between two pieces leaves nothing', async () => {
+  const file = fresh();
+  const controller = new AbortController();
+  const stopped = new Error('enough');
+  const pieces = {
+    ...raw('x', 'U8', [30], new Uint8Array(30)),
+    chunks: async function* () {
+      yield new Uint8Array(10);
+      controller.abort(stopped);
+      yield new Uint8Array(20);
+    },
+  };
+  await expect(writeSafetensors(file, [pieces], {}, controller.signal)).rejects.toBe(stopped);
+  expect(fs.readdirSync(path.dirname(file))).toEqual([]);
 });
 
 test('a path where nothing can be written is told by the file system', async () => {

@@ -10,6 +10,7 @@ import {
   fitLrkvSync,
   headDiversity,
   headSimilaritySync,
+  lrkvLayer,
   ropeFrequencies,
   type Tensor,
 } from '../lib';
@@ -50,6 +51,9 @@ test('options', async () => {
     [{ rank: { key: 2 } }, 'ERR_ARGUMENT', 'rank.value'],
     [{ rank: { key: 5, value: 1 } }, 'ERR_ARGUMENT', 'rank.key'],
     [{ rank: { key: 2, value: 1, query: 1 } }, 'ERR_ARGUMENT', 'query'],
+    [{ rank: 0, gauge: 'none' }, 'ERR_ARGUMENT', 'rank'],
+    [{ rank: { key: 2, value: 0 }, gauge: { value: 'none' } }, 'ERR_ARGUMENT', 'rank.value'],
+    [{ ranks: [{ key: [0, 0], value: [1, 0] }], gauge: 'none' }, 'ERR_ARGUMENT', 'ranks[0].key'],
     [{ ranks: 2 }, 'ERR_SHAPE', 'ranks'],
     [{ ranks: [] }, 'ERR_SHAPE', 'ranks'],
     [{ ranks: [{ key: [1, 2] }] }, 'ERR_SHAPE', 'ranks[0].value'],
@@ -179,11 +183,12 @@ describe('a fit', () => {
   });
 });
 
-test('layers of nothing: zero weights, heads that nothing reads', () => {
+test('layers of nothing: zero weights, heads that nothing reads', async () => {
   const zero = (source: Tensor) => filled(source.dims, 'float32', () => 0);
   for (const name of ['query', 'key', 'value', 'output'] as const) {
     const { queryBias: _q, keyBias: _k, valueBias: _v, ...plain } = weights;
-    for (const options of [{ rank: 1 }, { energy: 0.9 }, { budget: 0.9 }, { rank: 0, gauge: 'identity' as const }]) {
+    const rules: FitOptions[] = [{ rank: 1 }, { energy: 0.9 }, { budget: 0.9 }, { rank: 0, gauge: 'identity' }];
+    for (const options of [...rules, { energy: 0.9, gauge: 'none' } satisfies FitOptions]) {
       const { layers, report } = fitLrkvSync(
         { ...plain, [name]: zero(weights[name]) },
         { calibration: hidden, ...options },
@@ -194,6 +199,9 @@ test('layers of nothing: zero weights, heads that nothing reads', () => {
         expect(report.layers[0][side].measuredError).toBeLessThan(1);
       }
       if (name === 'key' || name === 'value') expect(report.layers[0][name].measuredError).toBe(0);
+      // A layer that cannot be run would be no result.
+      const { data } = await lrkvLayer(layers[0]).forward(normal([1, 3, shape.modelDim], 1));
+      expect(Array.from(data as Float32Array).every(Number.isFinite)).toBe(true);
     }
   }
 });

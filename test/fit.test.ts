@@ -1,11 +1,13 @@
 /** Conversion to LRKV: what is fitted, how well, and what must not change it. */
 import {
   type AttentionWeights,
+  attentionLayer,
   cast,
   type FitOptions,
   fitLrkv,
   fitLrkvSync,
   type Gauge,
+  lrkvLayer,
   ropeFrequencies,
   type Tensor,
 } from '../lib';
@@ -73,6 +75,55 @@ function problemOf({ weights, hidden }: Layer, side: Side, calibrated: boolean, 
     return result;
   });
   return { heads: headsOf(weights, side), moment, metrics };
+}
+
+/**
+ * The metric of keys that are normalised and rotated, by its meaning: Σ over the query heads of the mean, over angles a
+ * and b of queries and keys, of D·E[q̂·q̂ᵀ]·Dᵀ with D = g_k·R(b)ᵀ·g′_k·g′_q·R(a)·g_q, gains g before and g′ after the rotation.
+ */
+function normedMetrics({ weights, hidden }: Layer): Rows[] {
+  const { heads, kvHeads = heads, rope, qkNorm } = weights;
+  const { moment } = problemOf({ weights: { ...weights, rope: undefined }, hidden }, 'key', true);
+  const headsIn = (of: Tensor, count: number) => {
+    const whole = rowsOf(of, null);
+    const width = whole[0].length / count;
+    return Array.from({ length: count }, (_, head) => columnsOf(whole, head * width, width));
+  };
+  const momentIn = (own: Rows): Rows => times(transposed(own), times(moment, own));
+  const meanSquare = (of: Rows): number => of.reduce((sum, row, i) => sum + row[i], 0) / of.length;
+  const [queries, keys] = [headsIn(weights.query, heads), headsIn(weights.key, kvHeads)].map((all) =>
+    all.map(momentIn),
+  );
+  const width = keys[0].length;
+  const gains = (side: 'query' | 'key', order: string): Rows => {
+    const { gain = null, gainOrder = 'before-rotation' } = qkNorm?.[side] ?? {};
+    return identityOf(width).map((row, i) => row.map((one) => one * (gainOrder === order ? (gain?.[i] ?? 1) : 1)));
+  };
+  const turn = (angle: number): Rows => {
+    const result = identityOf(width);
+    // Every pair by another multiple, so that no two of them move together.
+    for (const [pair, [a, b]] of pairsOf(width, rope as Rope).entries()) {
+      const [cosine, sine] = [Math.cos(angle * 5 ** pair), Math.sin(angle * 5 ** pair)];
+      [result[a][a], result[b][b], result[a][b], result[b][a]] = [cosine, cosine, -sine, sine];
+    }
+    return result;
+  };
+  const angles = Array.from({ length: 101 }, (_, i) => (2 * Math.PI * i) / 101);
+  const mean = (of: Rows, by: (angle: number) => Rows): Rows =>
+    angles
+      .map((angle) => times(by(angle), times(of, transposed(by(angle)))))
+      .reduce((a, b) => combine(a, b, 1))
+      .map((row) => row.map((value) => value / angles.length));
+  const after = times(gains('query', 'after-rotation'), gains('key', 'after-rotation'));
+  return keys.map((key, head) => {
+    const members = queries.slice((head * heads) / kvHeads, ((head + 1) * heads) / kvHeads);
+    const sum = members
+      .map((query) => query.map((row) => row.map((value) => value / meanSquare(query))))
+      .reduce((a, b) => combine(a, b, 1));
+    const turned = mean(sum, (angle) => times(after, times(turn(angle), gains('query', 'before-rotation'))));
+    const back = mean(turned, (angle) => times(gains('key', 'before-rotation'), transposed(turn(angle))));
+    return back.map((row) => row.map((value) => value / meanSquare(key)));
+  });
 }
 
 /** ‖C^{1/2}·(W − Ŵ)·M^{1/2}‖ / ‖C^{1/2}·W·M^{1/2}‖, by traces: no root is taken. */
@@ -289,7 +340,8 @@ describe('what must hold of any layer', () => {
     const layer = layerOf(shape);
     for (const rope of [undefined, ropeOf(16)]) {
       for (const gauge of ['auto', 'identity', 'none'] as const) {
-        for (const rank of [0, 5, 8, 16]) {
+        // Rank 0 without a base would be nothing, and is refused.
+        for (const rank of gauge === 'none' ? [5, 8, 16] : [0, 5, 8, 16]) {
           const own = { ...layer, weights: { ...layer.weights, rope } };
           const { report, weights } = fitOf(own, { rank, gauge });
           for (const side of sides) {
@@ -442,6 +494,63 @@ test('QK-norm: a gain that hides an element takes it out of what is fitted', () 
   const plain = fitOf({ weights: { ...weights, qkNorm: { query: {}, key: {} } }, hidden }, { rank: 4, gauge: 'none' });
   expect(report.key.predictedError).toBeLessThan(1e-4);
   expect(plain.report.key.predictedError).toBeGreaterThan(0.01);
+});
+
+describe('QK-norm with rotary embedding: what is least is the error of logits, wherever gains stand', () => {
+  const orders = ['before-rotation', 'after-rotation'] as const;
+  const cases = orders.flatMap((query) => orders.map((key) => [query, key] as const));
+  test.each(cases)('query gains %s, key gains %s', (query, key) => {
+    const { weights, hidden } = layerOf({ ...small, heads: 8, kvHeads: 4, width: 16, seed: 620 });
+    const gain = (factor: number) => Array.from({ length: 16 }, (_, i) => 2 ** (((factor * i) % 5) - 2));
+    for (const pairing of ['half', 'interleaved'] as const) {
+      const qkNorm = { query: { gain: gain(2), gainOrder: query }, key: { gain: gain(3), gainOrder: key } };
+      const layer: Layer = { hidden, weights: { ...weights, rope: ropeOf(16, pairing), qkNorm } };
+      const problem = { ...problemOf(layer, 'key', true), metrics: normedMetrics(layer) };
+      for (const gauge of ['rope-pair', 'identity', 'none'] as const) {
+        const { report, weights: fitted } = fitOf(layer, { rank: 2, gauge: { key: gauge } });
+        const truth = errorOf(problem, fittedHeadsOf(fitted, 'key'));
+        expect(truth).toBeGreaterThan(0.01);
+        expect(Math.abs(report.key.predictedError - truth)).toBeLessThan(1e-6);
+      }
+    }
+  });
+
+  test('a layer of whole ranks attends as before, whatever the gauge', async () => {
+    const { weights, hidden } = layerOf({ ...small, width: 6, seed: 640 });
+    const gains = { query: [1, 3, 0.5, 2, 1, 0.25], key: [4, 0.5, 1, 0.25, 2, 1] };
+    for (const gainOrder of orders) {
+      const qkNorm = { query: { gain: gains.query, gainOrder }, key: { gain: gains.key, gainOrder } };
+      const own: AttentionWeights = { ...weights, rope: ropeOf(6), qkNorm };
+      const x = normal([1, 17, small.modelDim], 641);
+      const wanted = toFloat64(await attentionLayer(own).forward(x));
+      const largest = Math.max(...wanted.map(Math.abs));
+      const modes = gainOrder === 'after-rotation' ? (['exact', 'intertwined'] as const) : (['exact'] as const);
+      for (const ropeMode of modes) {
+        for (const gauge of ['rope-pair', 'identity'] as const) {
+          const { weights: fitted } = fitOf({ weights: own, hidden }, { rank: 6, gauge: { key: gauge }, ropeMode });
+          const found = toFloat64(await lrkvLayer(fitted).forward(x));
+          for (const [i, value] of wanted.entries()) expect(Math.abs(found[i] - value)).toBeLessThan(1e-4 * largest);
+        }
+      }
+    }
+  });
+});
+
+test('ranks of keys that save nothing are told of', () => {
+  const { weights, hidden } = layerOf({ ...small, width: 16, seed: 660 });
+  const rotated = { weights: { ...weights, rope: ropeOf(16) }, hidden };
+  const notes = (layer: Layer, options: FitOptions) => fitOf(layer, options).report.notes;
+  const found = notes(rotated, { rank: 4 });
+  expect(found).toHaveLength(1);
+  expect(found[0]).toMatch(/^Keys .* 'exact' .* saves no memory.* rank 16,/);
+  expect(notes(rotated, { ranks: [{ key: [8, 8, 6, 8], value: [0, 0, 0, 0] }] })).toEqual(found);
+  for (const options of [
+    { rank: { key: 16, value: 2 } },
+    { rank: 4, ropeMode: 'intertwined' as const },
+    { budget: 0.8 },
+  ])
+    expect(notes(rotated, options)).toEqual([]);
+  expect(notes({ weights, hidden }, { rank: 4 })).toEqual([]);
 });
 
 test('the reference finds eigenvalues', () => {

@@ -4,13 +4,14 @@ import fs from 'node:fs';
 import os from 'node:os';
 import path from 'node:path';
 
-import { AttentionError, cast, type Tensor } from '../lib';
+import { cast, type Tensor } from '../lib';
 import { contentOf, writeSafetensors as writeContents } from '../lib/files/safetensors-writer';
 import { type ModelOptions, readAttentionWeights, readLrkvWeights } from '../lib/model/read';
 import { writeLrkvWeights } from '../lib/model/write';
 import type { LrkvWeights } from '../lib/weights';
 import { normal } from './data';
 import { huggingFace, layersOf, type ModelShape, ownNames, smallShape, tensorsOf } from './models';
+import { refusalOf } from './refusal';
 import { type Content, readSafetensors, writeSafetensors } from './tensor-files';
 
 let work: string;
@@ -28,16 +29,6 @@ function written(contents: Readonly<Record<string, Content>>, config?: object | 
     fs.writeFileSync(path.join(folder, 'config.json'), typeof config === 'string' ? config : JSON.stringify(config));
   }
   return file;
-}
-
-async function refusal(run: Promise<unknown>): Promise<string> {
-  const error = await run.then(
-    () => 'was done',
-    (reason) => reason,
-  );
-  if (!(error instanceof AttentionError)) throw new Error(`no AttentionError: ${error}`);
-  expect(error.message).toMatch(/^expected .* for `.*`, received /);
-  return `${error.code} ${error.argument.replace(/.*\/(?=[^/]*$)/, '')}: ${error.message}`;
 }
 
 const config = {
@@ -112,8 +103,10 @@ test('options go before config.json, and other models’ stacks can be chosen', 
   expect(more).toEqual([]);
   expect(layer.key).toEqual(tensorsOf(layers[1]).key);
   close(layer.rope?.frequencies ?? [], frequencies(6, 7));
-  expect(await refusal(readAttentionWeights(file))).toMatch(/^ERR_ARGUMENT stack: .*none of 'text.', 'vision.'$/);
-  expect(await refusal(readAttentionWeights(file, { stack: 'audio.' }))).toMatch(/attention layers .* after 'audio.'/);
+  expect(await refusalOf(readAttentionWeights(file))).toMatch(/^ERR_ARGUMENT stack: .*none of 'text.', 'vision.'$/);
+  expect(await refusalOf(readAttentionWeights(file, { stack: 'audio.' }))).toMatch(
+    /attention layers .* after 'audio.'/,
+  );
 });
 
 describe('rotary embedding of config.json', () => {
@@ -162,7 +155,7 @@ describe('rotary embedding of config.json', () => {
     ['no base', { rope_theta: undefined }, /^ERR_ARGUMENT rope_theta: .*undefined$/],
     ['a base that is none', { rope_theta: '1e4' }, /^ERR_ARGUMENT rope_theta: .*"1e4"$/],
   ])('%s is refused', async (_, more, message) => {
-    expect(await refusal(read(more))).toMatch(message);
+    expect(await refusalOf(read(more))).toMatch(message);
   });
 });
 
@@ -171,7 +164,7 @@ describe('refused', () => {
   const contents = huggingFace(layers);
   const without = (name: string) => Object.fromEntries(Object.entries(contents).filter(([key]) => key !== name));
   const read = (of: Readonly<Record<string, Content>>, options: ModelOptions = {}, beside: object | string = config) =>
-    refusal(readAttentionWeights(written(of, beside), options));
+    refusalOf(readAttentionWeights(written(of, beside), options));
 
   test('files without attention layers, and layers without a part', async () => {
     const none = { 'encoder.weight': { dims: [1], value: () => 1 } };
@@ -186,10 +179,25 @@ describe('refused', () => {
     expect(await read(both)).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.key: .*received both$/);
   });
 
+  test('queries, keys and values in one matrix, but not where other layers have it', async () => {
+    const fused = Object.fromEntries(
+      Object.entries(contents).flatMap(([name, content]) => {
+        if (/[kv]_proj/.test(name)) return [];
+        return [[name.replace('q_proj', 'qkv_proj'), content]];
+      }),
+    );
+    const message = /^ERR_UNSUPPORTED model.layers.0.self_attn.qkv_proj.weight: .*by themselves.*one of all three$/;
+    expect(await read(fused)).toMatch(message);
+    const neox = { 'gpt_neox.layers.3.attention.query_key_value.weight': { dims: [36, 12], value: () => 0 } };
+    expect(await read(neox)).toMatch(/^ERR_UNSUPPORTED gpt_neox.layers.3.attention.query_key_value.weight: /);
+    const tower = { ...contents, 'vision.layers.0.self_attn.qkv_proj.weight': { dims: [36, 12], value: () => 0 } };
+    expect(await readAttentionWeights(written(tower, config))).toHaveLength(smallShape.layers);
+  });
+
   test('numbers that nobody says, or that do not fit', async () => {
     const bare = written(contents);
-    expect(await refusal(readAttentionWeights(bare))).toMatch(/^ERR_ARGUMENT heads: /);
-    expect(await refusal(readAttentionWeights(bare, { heads: 4 }))).toMatch(/^ERR_ARGUMENT rope: /);
+    expect(await refusalOf(readAttentionWeights(bare))).toMatch(/^ERR_ARGUMENT heads: /);
+    expect(await refusalOf(readAttentionWeights(bare, { heads: 4 }))).toMatch(/^ERR_ARGUMENT rope: /);
     expect(await read(contents, { heads: 5 }, '{}')).toMatch(/^ERR_SHAPE model.layers.0.self_attn.q_proj.weight: /);
     expect(await read(contents, { kvHeads: 4 })).toMatch(/^ERR_SHAPE model.layers.0.self_attn.key: /);
     expect(await read(contents, { kvHeads: 3 })).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.kvHeads: /);
@@ -286,7 +294,7 @@ describe.each(Object.entries(shapes))('converted: %s', (_, shape) => {
         expect(after[name].bytes.equals(bytes)).toBe(true);
       }
       expect(await readLrkvWeights(target)).toEqual(weights);
-      expect(await refusal(readAttentionWeights(target))).toMatch(/not converted .*received LRKV$/);
+      expect(await refusalOf(readAttentionWeights(target))).toMatch(/not converted .*received LRKV$/);
       // In place, and once more.
       await writeLrkvWeights(target, weights.toReversed(), { source: target });
       expect(await readLrkvWeights(target)).toMatchObject(weights.toReversed().map(({ keyUp }) => ({ keyUp })));
@@ -305,9 +313,11 @@ test('what is no conversion is refused', async () => {
   const weights = converted(smallShape, layers);
   const source = written(huggingFace(layers), config);
   const target = path.join(path.dirname(source), 'out.safetensors');
-  expect(await refusal(readLrkvWeights(source))).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.: .*received none$/);
-  expect(await refusal(writeLrkvWeights(target, weights.slice(1), { source }))).toMatch(/^ERR_SHAPE layers: /);
-  expect(await refusal(writeLrkvWeights(target, weights, { sauce: source } as never))).toMatch(/^ERR_ARGUMENT sauce: /);
+  expect(await refusalOf(readLrkvWeights(source))).toMatch(/^ERR_ARGUMENT model.layers.0.self_attn.: .*received none$/);
+  expect(await refusalOf(writeLrkvWeights(target, weights.slice(1), { source }))).toMatch(/^ERR_SHAPE layers: /);
+  expect(await refusalOf(writeLrkvWeights(target, weights, { sauce: source } as never))).toMatch(
+    /^ERR_ARGUMENT sauce: /,
+  );
   expect(fs.existsSync(target)).toBe(false);
 });
 
@@ -321,5 +331,5 @@ test.each<[string, string, RegExp]>([
   const file = path.join(fs.mkdtempSync(path.join(work, 'in-')), 'model.safetensors');
   const name = 'model.layers.0.self_attn.q_proj.weight';
   await writeContents(file, [contentOf(name, normal([2, 2], 1))], { lowrank_attention: text });
-  expect(await refusal(readLrkvWeights(file))).toMatch(message);
+  expect(await refusalOf(readLrkvWeights(file))).toMatch(message);
 });

@@ -11,7 +11,7 @@ import type { Browser, Page } from 'playwright-core';
 
 import { bitmapUrl } from '../lib/cli/page/bitmap';
 import { charts, contrasts, launchBrowser, openedIn, sizes, type Viewport } from './browser';
-import { root } from './files';
+import { program } from './command-line';
 
 jest.setTimeout(180_000);
 
@@ -31,7 +31,6 @@ interface Report {
 const hostile = '<img src=x onerror=alert(1)>&"\'.safetensors';
 
 function cli(...args: readonly string[]): string {
-  const program = path.join(root, 'dist', 'cli', 'main.js');
   const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { cwd: work, encoding: 'utf8' });
   if (status !== 0) throw new Error(`${args.join(' ')} gave ${status}:\n${stdout}${stderr}`);
   return stdout;

@@ -69,3 +69,14 @@ export class Faults {
     expect(this.#checked).toBeGreaterThan(0);
   }
 }
+
+/** How a call failed, as one text: code, argument (of a path its last part) and message, which follows the common grammar. */
+export async function refusalOf(run: Promise<unknown>): Promise<string> {
+  const error = await run.then(
+    () => 'was done',
+    (reason) => reason,
+  );
+  if (!(error instanceof AttentionError)) throw new Error(`no AttentionError: ${error}`);
+  expect(error.message).toMatch(/^expected .* for `.*`, received /);
+  return `${error.code} ${error.argument.replace(/.*\/(?=[^/]*$)/, '')}: ${error.message}`;
+}

@@ -1,5 +1,6 @@
 /** Files of tensors as other programs write and read them: nothing here knows how the library does it. */
 import fs from 'node:fs';
+import path from 'node:path';
 
 /** The value of each element of a tensor by its index. */
 export interface Content {
@@ -72,4 +73,24 @@ export function readSafetensors(file: string): {
   }
   if (dataStart + end !== content.length) throw new Error(`${content.length - dataStart - end} bytes too many`);
   return { tensors, metadata };
+}
+
+/**
+ * A model in several files with their index, as Hugging Face writes them: tensors in turn to one file after the other.
+ *
+ * @returns the index
+ */
+export function writeShards(folder: string, contents: Readonly<Record<string, Content>>, count: number): string {
+  const names = Object.keys(contents);
+  const fileOf = (shard: number): string =>
+    `model-${String(shard + 1).padStart(5, '0')}-of-${String(count).padStart(5, '0')}.safetensors`;
+  const weightMap: Record<string, string> = {};
+  for (let shard = 0; shard < count; shard++) {
+    const own = names.filter((_, i) => i % count === shard);
+    for (const name of own) weightMap[name] = fileOf(shard);
+    writeSafetensors(path.join(folder, fileOf(shard)), Object.fromEntries(own.map((name) => [name, contents[name]])));
+  }
+  const index = path.join(folder, 'model.safetensors.index.json');
+  fs.writeFileSync(index, JSON.stringify({ metadata: { total_size: 0 }, weight_map: weightMap }));
+  return index;
 }

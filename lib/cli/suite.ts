@@ -41,30 +41,31 @@ interface Named {
   readonly name: string;
 }
 
-/** One call of attention over tensors. */
-export interface PrefillCase extends Named {
-  readonly kind: 'prefill';
+/** Attention of tensors or caches of one shape and type. */
+interface Attending extends Named {
   readonly shape: Shape;
+  /** Of the tensors, or of the cache. */
+  readonly type: DataType;
+  readonly variants: readonly Variant[];
+}
+
+/** One call of attention over tensors. */
+export interface PrefillCase extends Attending {
+  readonly kind: 'prefill';
   readonly causal: boolean;
   /** Keys a query sees, its own included; causal only. */
   readonly window?: number;
-  readonly type: DataType;
   /** Time the synchronous call. */
   readonly sync: boolean;
-  readonly variants: readonly Variant[];
   readonly forms: readonly Form[];
 }
 
 /** One token for each sequence: append its key and value to a cache, and attend with its query over n positions in all. */
-export interface DecodeCase extends Named {
+export interface DecodeCase extends Attending {
   readonly kind: 'decode';
-  readonly shape: Shape;
-  /** Of the cache. */
-  readonly type: DataType;
   readonly cache: CacheForm;
   /** Sequences of unlike lengths, n positions together, in one call. 1: no batch. */
   readonly sequences: number;
-  readonly variants: readonly Variant[];
   readonly forms: readonly DecodeForm[];
 }
 

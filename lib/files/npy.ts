@@ -17,14 +17,22 @@ const typesByDescr: ReadonlyMap<string, DataType> = new Map([
   ['|V2', 'bfloat16'],
 ]);
 
+/** An open `.npy` file. */
+export interface Npy {
+  readonly dims: readonly number[];
+  readonly type: DataType;
+  /** Reads all of it, or the item of a number along the first axis. @throws AttentionError ERR_MEMORY */
+  readonly read: (item?: number) => Promise<Tensor>;
+}
+
 /**
- * Reads a `.npy` file.
+ * Opens a `.npy` file, hands it to `use`, and closes it. Elements are float32, float16 (held in a `Uint16Array`) or
+ * bfloat16, in C order, little-endian, as they lie in the file.
  *
- * @returns float32, float16 (held in a `Uint16Array`) or bfloat16, in C order, little-endian, as they lie in the file
  * @throws AttentionError ERR_ARGUMENT for what is no such file, ERR_TYPE for other element types, ERR_UNSUPPORTED for
- *   Fortran order, ERR_SHAPE, ERR_MEMORY; errors of the file system as they are
+ *   Fortran order, ERR_SHAPE; errors of the file system as they are
  */
-export async function readNpy(path: string): Promise<Tensor> {
+export async function withNpy<Result>(path: string, use: (array: Npy) => Promise<Result>): Promise<Result> {
   return await InputFile.with(path, async (file) => {
     const { header, dataStart } = await readHeader(file);
     const { descr, fortranOrder, shape } = parseHeader(file, header);
@@ -35,15 +43,25 @@ export async function readNpy(path: string): Promise<Tensor> {
     const dims = checkDims(path, shape);
     if (fortranOrder) throw expected('ERR_UNSUPPORTED', path, 'elements in C order', new Text('Fortran order'));
 
-    const bytes = dims.reduce((product, extent) => product * extent, type === 'float32' ? 4 : 2);
+    const bytesOf = (extents: readonly number[]): number =>
+      extents.reduce((product, extent) => product * extent, type === 'float32' ? 4 : 2);
     // More would be a second array, which no one is to miss.
-    if (file.size - dataStart !== bytes) {
-      throw file.wrong(`${bytes} bytes of elements for [${dims.join(', ')}]`, file.size - dataStart);
+    if (file.size - dataStart !== bytesOf(dims)) {
+      throw file.wrong(`${bytesOf(dims)} bytes of elements for [${dims.join(', ')}]`, file.size - dataStart);
     }
-    const tensor = allocate(path, dims, type);
-    await file.fill(tensor.data as Float32Array | Uint16Array, dataStart);
-    return tensor;
+    const read = async (item?: number): Promise<Tensor> => {
+      const extents = item === undefined ? dims : dims.slice(1);
+      const tensor = allocate(path, extents, type);
+      await file.fill(tensor.data as Float32Array | Uint16Array, dataStart + (item ?? 0) * bytesOf(extents));
+      return tensor;
+    };
+    return await use({ dims, type, read });
   });
+}
+
+/** Reads a `.npy` file. @throws as {@link withNpy}, ERR_MEMORY */
+export async function readNpy(path: string): Promise<Tensor> {
+  return await withNpy(path, ({ read }) => read());
 }
 
 async function readHeader(file: InputFile): Promise<{ header: string; dataStart: number }> {

@@ -3,7 +3,7 @@ import { asBits, checkAnyTensor } from '../check';
 import { expected, Text } from '../errors';
 import { view } from '../read';
 import type { Tensor } from '../tensor';
-import { writeWhole } from './output-file';
+import { type Append, writeWhole } from './output-file';
 import { dtypes, elementBytes, headerBytes, metadataName, type SafetensorsEntry } from './safetensors-format';
 
 /** A tensor that is to be written; its size is known before its bytes are there. */
@@ -37,6 +37,7 @@ export function contentOf(name: string, tensor: Tensor): SafetensorsContent {
  * where it is mapped; those of one size come in the order given.
  *
  * @param metadata texts by name
+ * @param signal as of `writeWhole`
  * @throws AttentionError ERR_ARGUMENT for names that cannot be written or come twice; errors of the file system as they
  *   are, and what `chunks` throws
  */
@@ -44,10 +45,11 @@ export async function writeSafetensors(
   file: string,
   contents: readonly SafetensorsContent[],
   metadata: Readonly<Record<string, string>> = {},
+  signal?: AbortSignal,
 ): Promise<void> {
   const ordered = contents.toSorted((a, b) => sizeOf(b) - sizeOf(a));
   const header = headerOf(file, ordered, metadata);
-  await writeWhole(file, async (append) => {
+  const write = async (append: Append): Promise<void> => {
     await append(header);
     for (const { name, bytes, chunks } of ordered) {
       let written = 0;
@@ -59,7 +61,8 @@ export async function writeSafetensors(
       }
       if (written !== bytes) throw expected('ERR_ARGUMENT', name, `${bytes} bytes of data`, written);
     }
-  });
+  };
+  await writeWhole(file, write, signal);
 }
 
 /** Bytes of an element; those of less than one or of an unknown size can stand anywhere. */

@@ -73,7 +73,7 @@ export class Safetensors {
   }
 
   /** What the header says of a tensor. @throws AttentionError ERR_ARGUMENT if there is none of that name */
-  private entry(name: string): SafetensorsEntry {
+  entry(name: string): SafetensorsEntry {
     const found = this.entries.get(name);
     if (found !== undefined) return found;
     const names = [...this.entries.keys()];

@@ -15,6 +15,21 @@ export function* inner(a: Matrices, b: Matrices, run: Run): Steps<Matrices> {
   return matrices(yield* step(productOf(a, b, run)), a.batch, a.columns, b.columns);
 }
 
+/** aᵀ·b of every pair, which is known to be symmetric. */
+export function* symmetricInner(a: Matrices, b: Matrices, run: Run): Steps<Matrices> {
+  return matrices(yield* step(productOf(a, b, run, { symmetric: true })), a.batch, a.columns, b.columns);
+}
+
+/** a·b of every pair. */
+export function* times(a: Matrices, b: Matrices, run: Run): Steps<Matrices> {
+  return matrices(yield* step(productOf(a, b, run, { plain: true })), a.batch, a.rows, b.columns);
+}
+
+/** Every head `[rows, width]` of `[rows, heads·width]` times a matrix of its own. */
+export function* timesHeads(a: Matrices, b: Matrices, run: Run): Steps<Matrices> {
+  return joinHeads(yield* times(splitHeads(a, b.batch), b, run));
+}
+
 /** The same matrices as a batch of another number: rows that follow each other are cut, or joined. */
 export function regroup({ data, batch, rows, columns }: Matrices, into: number): Matrices {
   return matrices(data, into, (batch * rows) / into, columns);
@@ -71,7 +86,7 @@ export function* spectralMap(of: Matrices, map: (value: number, largest: number)
       }
     }
   }
-  return yield* inner(matrices(rows, batch, size, size), matrices(scaled, batch, size, size), run);
+  return yield* symmetricInner(matrices(rows, batch, size, size), matrices(scaled, batch, size, size), run);
 }
 
 /** a − b, in place of a. */
@@ -81,9 +96,9 @@ export function subtract(a: Matrices, b: Matrices): Matrices {
   return a;
 }
 
-/** a + b, in place of a. */
-export function add(a: Matrices, b: Matrices): Matrices {
+/** a + factor·b, in place of a; b may have fewer rows. */
+export function add(a: Matrices, b: Matrices, factor = 1): Matrices {
   const [left, right] = [a.data, b.data];
-  for (let i = 0; i < left.length; i++) left[i] = (left[i] as number) + (right[i] as number);
+  for (let i = 0; i < right.length; i++) left[i] = (left[i] as number) + factor * (right[i] as number);
   return a;
 }

@@ -8,12 +8,23 @@
  */
 
 import { transpose } from '../analysis/matrix';
-import { eigenOf, float64, type Matrices, svdOf } from '../linalg';
+import { basisOf, eigenOf, float64, type Matrices } from '../linalg';
 import { normals } from '../random';
 import { attempt } from '../read';
 import type { CheckedRope } from '../rope';
 import { type Steps, step } from '../steps';
-import { add, inner, matrices, type Run, regroup, repeat, spectralMap, subtract } from './algebra';
+import {
+  add,
+  inner,
+  matrices,
+  type Run,
+  regroup,
+  repeat,
+  spectralMap,
+  subtract,
+  symmetricInner,
+  times,
+} from './algebra';
 import { diagonalBlocks, type Objective, pairOf } from './moments';
 
 /** What lies between the shared base and a head: any matrix, a complex number a rotary pair, nothing; or no base. */
@@ -71,18 +82,18 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
   for (let iteration = 1; ; iteration++) {
     // Y_hᵀ·S head after head, and Sᵀ·S.
     let cross = yield* inner(gram, base, run);
-    let square = yield* inner(cross, base, run);
+    let square = yield* symmetricInner(cross, base, run);
     if (gauge === 'free') {
       const unit = yield* spectralMap(square, inverseRoot, run);
       base = yield* times(base, unit, run);
       cross = yield* times(cross, unit, run);
-      square = yield* inner(cross, base, run);
+      square = yield* symmetricInner(cross, base, run);
     }
     const gauges = yield* gaugesOf(objective, plan, { cross, square, before }, run);
 
     // (Y_h − S·G_h)ᵀ·(Y_h − S·G_h)
-    const mixed = yield* inner(transpose(regroup(cross, heads)), gauges, run);
-    const based = yield* inner(gauges, yield* inner(repeat(square, heads), gauges, run), run);
+    const mixed = yield* times(regroup(cross, heads), gauges, run);
+    const based = yield* symmetricInner(gauges, yield* inner(repeat(square, heads), gauges, run), run);
     const residuals = { ...blocks, data: blocks.data.slice() };
     add(subtract(subtract(residuals, mixed), transpose(mixed)), based);
     const { directions, spectra } = yield* directionsOf(residuals, plan, run);
@@ -97,20 +108,15 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     const kept = keep(directions, ranks);
     const ofGauges = transpose(gauges);
     const onto = yield* inner(kept, ofGauges, run);
-    const rest = subtract(ofGauges, yield* inner(transpose(kept), onto, run));
+    const rest = subtract(ofGauges, yield* times(kept, onto, run));
     const stackedOnto = regroup(onto, 1);
-    const share = yield* inner(stackedOnto, stackedOnto, run);
+    const share = yield* symmetricInner(stackedOnto, stackedOnto, run);
     const next = add(regroup(rest, 1), yield* times(base, share, run));
     const stackedGauges = regroup(transpose(gauges), 1);
-    const weight = yield* spectralMap(yield* inner(stackedGauges, stackedGauges, run), inverse, run);
+    const weight = yield* spectralMap(yield* symmetricInner(stackedGauges, stackedGauges, run), inverse, run);
     before = { base, gauges, kept };
     base = yield* times(next, weight, run);
   }
-}
-
-/** a·b of one matrix each. */
-function* times(a: Matrices, b: Matrices, run: Run): Steps<Matrices> {
-  return yield* inner(transpose(a), b, run);
 }
 
 const inverse = (value: number, largest: number): number => (value > negligible * largest ? 1 / value : 0);
@@ -194,8 +200,8 @@ function* gaugesOf(
     const old = yield* inner(cross, before.base, run);
     const based = yield* inner(repeat(transpose(old), heads), before.gauges, run);
     const residual = subtract({ ...ofHeads, data: ofHeads.data.slice() }, based);
-    const along = yield* inner(transpose(residual), before.kept, run);
-    subtract(ofHeads, yield* inner(transpose(along), transpose(before.kept), run));
+    const along = yield* times(residual, before.kept, run);
+    subtract(ofHeads, yield* times(along, transpose(before.kept), run));
   }
   const gauges = float64('weights', ofHeads.data.length);
   for (let head = 0; head < heads; head++) {
@@ -224,7 +230,7 @@ function* startOf(objective: Objective, { gauge, rope }: FitPlan, run: Run): Ste
   if (gauge === 'rope-pair') return yield* leadingPairs(objective, rope as CheckedRope, run);
   // Σ Y_h·N_h·(Σ N_h²)⁻¹
   const stacked = regroup(roots, 1);
-  return yield* times(stacked, yield* spectralMap(yield* inner(stacked, stacked, run), inverse, run), run);
+  return yield* times(stacked, yield* spectralMap(yield* symmetricInner(stacked, stacked, run), inverse, run), run);
 }
 
 /** More columns than wanted, and passes: what the alternation begins with need not be exact. */
@@ -238,10 +244,10 @@ function* leadingOf(gram: Matrices, count: number, run: Run): Steps<Matrices> {
   const next = normals(0);
   let basis = matrices(float64('weights', size * columns).map(next), 1, size, columns);
   for (let pass = 0; pass < passes; pass++) {
-    const { left } = yield* step(svdOf(yield* inner(gram, basis, run), true, run));
-    basis = matrices(left as Float64Array, 1, size, columns);
+    const data = yield* step(basisOf(yield* inner(gram, basis, run), run));
+    basis = matrices(data, 1, size, columns);
   }
-  const projected = yield* inner(yield* inner(gram, basis, run), basis, run);
+  const projected = yield* symmetricInner(yield* inner(gram, basis, run), basis, run);
   const { values, vectors } = yield* step(eigenOf(projected, true, run));
   // Columns of unit length in Y·c; directions that Y has not are zero.
   const scaled = matrices(float64('weights', columns * count), 1, columns, count);

@@ -2,11 +2,12 @@
 import { expected, Text } from '../errors';
 import type { Steps } from '../steps';
 import { alternate, type Factors, type FitPlan } from './als';
-import type { Objective } from './moments';
-import { objectivesOf, planOf, type Sides } from './objectives';
-import { type FitRequest, type Side, sides } from './options';
+import type { Objective, Projection } from './moments';
+import { objectivesOf, planOf, projectionsOf, type Sides } from './objectives';
+import type { FitRequest } from './options';
 import { allocateRanks, type Choice, leastComponents, storedComponents, type Way } from './ranks';
 import { bytesOf, type FinishedSide, fixedBytes, fullBytes, storedWhole, total } from './report';
+import { type Side, sides } from './source';
 import { baselessFactors, finishSide, fitRanks, lesserError, rounds, spread, type Ways } from './ways';
 
 /** A side whose ranks a budget decides. */
@@ -48,16 +49,16 @@ export function* fitBudget(request: FitRequest, { share, bytes, type }: BudgetRu
   const sharers: Sharer[] = [];
   const finished: Record<Side, FinishedSide | undefined>[] = layers.map(() => ({ key: undefined, value: undefined }));
   for (const [index, layer] of layers.entries()) {
-    const objectives = yield* objectivesOf(layer, request);
+    const both = yield* objectivesOf(layer, request);
     for (const side of sides) {
-      const objective = objectives[side];
+      const { objective, projection } = both[side];
       const plan = planOf(request, index, side, objective);
       const baseless = yield* baselessFactors(objective, plan, run);
       if (storedWhole(layer, side, ropeMode)) {
         // Their cache takes the same whatever their rank: nothing is left out.
         const kept = { factors: baseless, ranks: Array<number>(objective.heads).fill(objective.width) };
         const record = finished[index] as Record<Side, FinishedSide | undefined>;
-        record[side] = yield* finishSide(objective, plan, lesserError(undefined, kept), run);
+        record[side] = yield* finishSide(objective, projection, plan, lesserError(undefined, kept), run);
         continue;
       }
       const weight = layer.sensitivity[side] / (total(objective.energies) || 1);
@@ -90,22 +91,33 @@ export function* fitBudget(request: FitRequest, { share, bytes, type }: BudgetRu
       rankStep,
     );
   }
-  for (const [index, sharer] of sharers.entries()) {
-    const { objective, plan, baseless, based } = sharer;
-    const { way, ranks } = choices[index] as Choice;
-    const record = finished[sharer.layer] as Record<Side, FinishedSide | undefined>;
-    const memory = storedComponents(way === 1 ? objective.width : 0, ranks);
-    let ways: Ways;
-    if (way === 1) ways = yield* fitRanks(objective, plan, ranks, run);
-    else {
-      const room = memory - objective.width;
-      const other =
-        based === undefined || room < 0 ? undefined : { factors: based, ranks: spread(objective, based, room).ranks };
-      ways = lesserError(other, { factors: baseless, ranks });
+  const chosen = sharers.map((sharer, index) => ({ sharer, choice: choices[index] as Choice }));
+  for (const [index, layer] of layers.entries()) {
+    const own = chosen.filter(({ sharer }) => sharer.layer === index);
+    const objectives = Object.fromEntries(own.map(({ sharer }) => [sharer.side, sharer.objective]));
+    // Layer by layer, as only their objectives were kept.
+    const projections = yield* projectionsOf(layer, objectives, request);
+    const record = finished[index] as Record<Side, FinishedSide | undefined>;
+    for (const { sharer, choice } of own) {
+      const { side, objective, plan } = sharer;
+      const ways = yield* waysOfChoice(sharer, choice, run);
+      record[side] = yield* finishSide(objective, projections[side] as Projection, plan, ways, run);
     }
-    record[sharer.side] = yield* finishSide(objective, plan, ways, run);
   }
   return finished as Sides<FinishedSide>[];
+}
+
+/** The way a budget has chosen, fitted at its ranks, and the other at the same memory. */
+function* waysOfChoice(
+  { objective, plan, baseless, based }: Sharer,
+  { way, ranks }: Choice,
+  run: FitRequest['run'],
+): Steps<Ways> {
+  if (way === 1) return yield* fitRanks(objective, plan, ranks, run);
+  const room = storedComponents(0, ranks) - objective.width;
+  const other =
+    based === undefined || room < 0 ? undefined : { factors: based, ranks: spread(objective, based, room).ranks };
+  return lesserError(other, { factors: baseless, ranks });
 }
 
 /** Least components without and with a base. */

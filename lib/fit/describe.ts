@@ -8,8 +8,8 @@ import { eigenOf, float64, type Matrices } from '../linalg';
 import { runStepsAsync, runStepsSync, type Steps, step } from '../steps';
 import type { Tensor } from '../tensor';
 import { type AttentionWeights, checkAttentionWeights } from '../weights';
-import { inner, matrices, type Run } from './algebra';
-import { diagonalBlocks, momentOf, type SecondMoment, underMoment } from './moments';
+import { matrices, type Run } from './algebra';
+import { diagonalBlocks, gramOf, meansOf, momentOf, type SecondMoment, seenBy } from './moments';
 import { checkNumbers, withBias } from './projections';
 
 /** Options of {@link describeHeads}. */
@@ -95,11 +95,9 @@ interface Moments {
   readonly mean: Float64Array;
 }
 
-function* momentsOf(weights: Matrices, { matrix }: SecondMoment, run: Run): Steps<Moments> {
-  const product = yield* underMoment(matrix, weights, run);
-  // The last input is always 1: its moments with the others are their means.
-  const mean = product.data.slice((weights.rows - 1) * weights.columns);
-  return { gram: yield* inner(weights, product, run), mean };
+function* momentsOf(weights: Matrices, moment: SecondMoment, run: Run): Steps<Moments> {
+  const seen = yield* seenBy(moment, weights, run);
+  return { gram: yield* gramOf(moment, seen, 1, run), mean: meansOf(moment, seen) };
 }
 
 function* describe({ gram, mean }: Moments, heads: number, run: Run): Steps<SideDescription> {

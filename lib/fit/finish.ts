@@ -1,11 +1,10 @@
 /** From the factors of a fit to weights in float32, and what they are off by. */
-import { transpose } from '../analysis/matrix';
 import { float64, type Matrices } from '../linalg';
 import type { Steps } from '../steps';
 import { allocate, type TensorOf } from '../tensor';
-import { inner, joinHeads, matrices, type Run, splitHeads, subtract } from './algebra';
+import { add, inner, joinHeads, matrices, type Run, repeat, subtract, times, timesHeads } from './algebra';
 import type { Factors, FitPlan } from './als';
-import { headEnergies, type Objective, pairOf } from './moments';
+import { energiesOf, type Objective, type Projection, pairOf, type Seen, seenBy, seenTimesHeads } from './moments';
 
 /** The keys or values of a layer as LRKV has them, rounded to float32, and how near they are. */
 export interface FittedSide {
@@ -32,20 +31,20 @@ export interface FittedSide {
 /** Carries out what `factors` say, with residuals of so many directions a head. */
 export function* finish(
   objective: Objective,
+  { moment, weights, weighted }: Projection,
   factors: Factors,
   ranks: readonly number[],
   { pairs, rope }: FitPlan,
   run: Run,
 ): Steps<FittedSide> {
-  const { heads, width, weighted, inverseRoots, moment, weights } = objective;
-  const inputs = weighted.rows;
+  const { heads, width, inverseRoots } = objective;
+  const inputs = weights.rows;
   const { directions, gauges } = factors;
-  const base = factors.base === null ? null : yield* inner(transpose(weighted), factors.base, run);
-  const residual = { ...weighted, data: weighted.data.slice() };
-  if (base !== null && gauges !== null) subtract(residual, yield* inner(transpose(base), joinHeads(gauges), run));
+  const base = factors.base === null ? null : yield* times(weighted.own, factors.base, run);
   // A residual's energy along every direction, kept or not, measured from the residual itself.
-  const along = joinHeads(yield* inner(transpose(splitHeads(residual, heads)), directions, run));
-  const spectra = yield* headEnergies(moment.damped, along, heads * width, run);
+  const seenAlong = yield* seenTimesHeads(yield* residualOf(weighted, factors, base, run), directions, run);
+  const along = seenAlong.own;
+  const spectra = energiesOf(moment, seenAlong, heads * width, true);
   const ups = yield* inner(directions, inverseRoots, run);
 
   const total = ranks.reduce((sum, rank) => sum + rank, 0);
@@ -66,7 +65,7 @@ export function* finish(
     first += rank;
   }
   const free = factors.gauge === 'free' || factors.gauge === 'rope-pair';
-  const gauge = gauges !== null && free ? yield* inner(transpose(gauges), inverseRoots, run) : null;
+  const gauge = gauges !== null && free ? yield* times(gauges, inverseRoots, run) : null;
   const rounded = {
     base: round(base ?? matrices(new Float64Array(), 1, inputs, 0)),
     down: round(down),
@@ -74,10 +73,8 @@ export function* finish(
     gauge: gauge === null ? null : round(gauge),
   };
 
-  const approximation = yield* approximationOf(objective, rounded, ranks, base !== null, run);
-  const error = joinHeads(
-    transpose(yield* inner(objective.roots, transpose(splitHeads(subtract(approximation, weights), heads)), run)),
-  );
+  const approximation = yield* approximationOf(objective, rounded, ranks, run);
+  const error = yield* timesHeads(subtract(approximation, weights), objective.roots, run);
   return {
     ...split(rounded.base, ['base', 'baseBias']),
     ...split(rounded.down, ['down', 'downBias']),
@@ -86,11 +83,24 @@ export function* finish(
     predicted: Float64Array.from(ranks, (rank, head) =>
       spectra.subarray(head * width + rank, (head + 1) * width).reduce((sum, energy) => sum + energy, 0),
     ),
-    energies: yield* headEnergies(moment.damped, weighted, heads, run),
-    measured: yield* headEnergies(moment.matrix, error, heads, run),
-    measuredEnergies: yield* headEnergies(moment.matrix, weighted, heads, run),
+    energies: objective.energies,
+    measured: energiesOf(moment, yield* seenBy(moment, error, run), heads, false),
+    measuredEnergies: energiesOf(moment, weighted, heads, false),
     spectra,
   };
+}
+
+/** Y_h − S·G_h, where `base` is S before C^{1/2}. */
+function* residualOf(weighted: Seen, factors: Factors, base: Matrices | null, run: Run): Steps<Seen> {
+  const { base: combination, gauges } = factors;
+  if (base === null || combination === null || gauges === null) return weighted;
+  const wide = joinHeads(gauges);
+  const less = function* (of: Matrices, ofBase: Matrices): Steps<Matrices> {
+    return subtract({ ...of, data: of.data.slice() }, yield* times(ofBase, wide, run));
+  };
+  const own = yield* less(weighted.own, base);
+  if (weighted.image === weighted.own) return { own, image: own };
+  return { own, image: yield* less(weighted.image, yield* times(weighted.image, combination, run)) };
 }
 
 interface Rounded {
@@ -102,35 +112,32 @@ interface Rounded {
 
 /** Ŵ_h `[inputs, heads·width]` of weights that were rounded. */
 function* approximationOf(
-  { heads, width, weights }: Objective,
+  { heads, width }: Objective,
   { base, down, up, gauge }: Rounded,
   ranks: readonly number[],
-  based: boolean,
   run: Run,
 ): Steps<Matrices> {
-  const inputs = weights.rows;
-  const whole = float64('weights', weights.data.length);
-  const approximation = matrices(whole, 1, inputs, heads * width);
-  if (based) {
-    const parts = gauge === null ? null : yield* inner(transpose(base), joinHeads(gauge), run);
-    for (let i = 0; i < whole.length; i++) {
-      whole[i] =
-        parts === null
-          ? (base.data[Math.floor(i / (heads * width)) * width + (i % width)] as number)
-          : (parts.data[i] as number);
-    }
+  const inputs = down.rows;
+  const whole = matrices(float64('weights', inputs * heads * width), 1, inputs, heads * width);
+  if (base.columns > 0) {
+    const same = gauge === null ? joinHeads(repeat(base, heads)) : yield* times(base, joinHeads(gauge), run);
+    whole.data.set(same.data);
   }
-  if (down.columns === 0) return approximation;
-  // Rows of `up` in the columns of their head: one product for all.
-  const wide = matrices(float64('weights', up.rows * heads * width), 1, up.rows, heads * width);
-  let row = 0;
+  const most = Math.max(...ranks);
+  if (most === 0) return whole;
+  // Latents of every head as many as the largest has, and zero where it has fewer: one product for all.
+  const downs = matrices(float64('weights', heads * inputs * most), heads, inputs, most);
+  const ups = matrices(float64('weights', heads * most * width), heads, most, width);
+  let first = 0;
   for (const [head, rank] of ranks.entries()) {
-    for (const end = row + rank; row < end; row++)
-      wide.data.set(up.data.subarray(row * width, (row + 1) * width), (row * heads + head) * width);
+    for (let input = 0; input < inputs; input++) {
+      const from = input * down.columns + first;
+      downs.data.set(down.data.subarray(from, from + rank), (head * inputs + input) * most);
+    }
+    ups.data.set(up.data.subarray(first * width, (first + rank) * width), head * most * width);
+    first += rank;
   }
-  const residuals = yield* inner(transpose(down), wide, run);
-  for (let i = 0; i < whole.length; i++) whole[i] = (whole[i] as number) + (residuals.data[i] as number);
-  return approximation;
+  return add(whole, joinHeads(yield* times(downs, ups, run)));
 }
 
 /** Rounded to float32, in place. */

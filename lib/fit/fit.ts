@@ -3,9 +3,16 @@ import type { DataType, Tensor } from '../tensor';
 import type { AttentionWeights, LrkvWeights } from '../weights';
 import { fitBudget } from './budget';
 import { objectivesOf, planOf, type Sides } from './objectives';
-import { checkFit, type FitLayer, type FitOptions, type FitRequest, type Side } from './options';
-import { checkNumbers } from './projections';
-import { type FinishedSide, fullBytes, type LrkvReport, lrkvBytes, reportOf } from './report';
+import { checkFit, type FitLayer, type FitOptions, type FitRequest, readFitOptions } from './options';
+import { type FinishedSide, fullBytes, type LrkvReport, lrkvBytes, notesOf, reportOf } from './report';
+import {
+  type ConvertedParts,
+  checkTensors,
+  type LayerSource,
+  type Side,
+  sourcesOf,
+  type UnchangedNumbers,
+} from './source';
 import { finishSide, fitEnergy, fitRanks } from './ways';
 
 /** What `fitLrkv` gives. */
@@ -23,8 +30,9 @@ export interface LrkvFit {
  * better at the same memory gets none. Nothing is trained: at equal memory expect less than a model trained as LRKV.
  *
  * With rotary embedding the metric of keys takes all distances for equally likely. With QK-norm the norms of a head's
- * queries and keys are taken for constant, equal to their root mean square, and gains for applied. `budget` makes layers and
- * sides comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
+ * queries and keys are taken for constant, equal to their root mean square, and gains for applied, before or after the
+ * rotation as they are; ranks that save no memory are told of in the report's notes. `budget` makes layers and sides
+ * comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
  * (kvHeads·headDim)² float64 for every side of every layer; the other rules go layer by layer.
  *
  * @param weights one layer or several; matrices `[in, out]`, of any element types
@@ -35,90 +43,111 @@ export async function fitLrkv(
   weights: AttentionWeights | readonly AttentionWeights[],
   options: FitOptions,
 ): Promise<LrkvFit> {
-  return await runStepsAsync(fitLrkv, fitSteps(weights, options));
+  return await runStepsAsync(fitLrkv, fitWeights(weights, options));
 }
 
 /** {@link fitLrkv} on the calling thread. */
 export function fitLrkvSync(weights: AttentionWeights | readonly AttentionWeights[], options: FitOptions): LrkvFit {
-  return runStepsSync(fitLrkvSync, fitSteps(weights, options));
+  return runStepsSync(fitLrkvSync, fitWeights(weights, options));
 }
 
-function* fitSteps(given: unknown, options: FitOptions): Steps<LrkvFit> {
-  const request = checkFit(given, options);
+function* fitWeights(given: unknown, options: FitOptions): Steps<LrkvFit> {
+  const copy = readFitOptions(options);
+  const sources = sourcesOf(given, copy.calibration);
+  const request = checkFit(sources, copy);
+  for (const source of sources) checkTensors(source, yield* source.load());
+  return yield* fitLayers(sources, request);
+}
+
+/** Layers that are converted, without what their sources do not keep. */
+export interface LayersFit<Kept> {
+  readonly layers: (Kept & ConvertedParts)[];
+  readonly report: LrkvReport;
+}
+
+/** A fit of layers wherever they come from: each is loaded when it is needed, and no two are held at once. */
+export function* fitLayers<Kept extends UnchangedNumbers>(
+  sources: readonly LayerSource<Kept>[],
+  request: FitRequest,
+): Steps<LayersFit<Kept>> {
   const { layers, rule } = request;
-  for (const { name, weights } of layers) checkNumbers(name, weights);
   const finished: Sides<FinishedSide>[] = [];
   if (rule.kind === 'budget') finished.push(...(yield* fitBudget(request, rule)));
   else {
     for (const [index, layer] of layers.entries()) {
-      const objectives = yield* objectivesOf(layer, request);
+      const both = yield* objectivesOf(layer, request);
       const done = function* (side: Side): Steps<FinishedSide> {
-        const plan = planOf(request, index, side, objectives[side]);
+        const { objective, projection } = both[side];
+        const plan = planOf(request, index, side, objective);
         const found =
           rule.kind === 'energy'
-            ? yield* fitEnergy(objectives[side], plan, rule.energy, request.run)
-            : yield* fitRanks(objectives[side], plan, rule.of(index, side), request.run);
-        return yield* finishSide(objectives[side], plan, found, request.run);
+            ? yield* fitEnergy(objective, plan, rule.energy, request.run)
+            : yield* fitRanks(objective, plan, rule.of(index, side), request.run);
+        return yield* finishSide(objective, projection, plan, found, request.run);
       };
       finished.push({ key: yield* done('key'), value: yield* done('value') });
     }
   }
-  return assemble(request, finished, rule.kind === 'budget' ? rule.type : 'float32');
+  const { parts, report } = assemble(request, finished, rule.kind === 'budget' ? rule.type : 'float32');
+  return { layers: parts.map((part, index) => ({ ...(sources[index] as LayerSource<Kept>).kept, ...part })), report };
 }
 
-function assemble({ layers, ropeMode }: FitRequest, finished: readonly Sides<FinishedSide>[], type: DataType): LrkvFit {
+function assemble(
+  { layers, ropeMode }: FitRequest,
+  finished: readonly Sides<FinishedSide>[],
+  type: DataType,
+): { readonly parts: ConvertedParts[]; readonly report: LrkvReport } {
   let [stored, factored, full] = [0, 0, 0];
-  const results: LrkvWeights[] = [];
+  const parts: ConvertedParts[] = [];
   const reports = layers.map((layer, index) => {
     const sides = finished[index] as Sides<FinishedSide>;
     const ranksOf = ({ fitted, ranks }: FinishedSide) => ({ baseDim: fitted.base.dims[1] as number, ranks });
     const bytes = lrkvBytes(layer, { key: ranksOf(sides.key), value: ranksOf(sides.value) }, ropeMode, type);
     const whole = fullBytes(layer, type);
     [stored, factored, full] = [stored + bytes.stored, factored + bytes.factored, full + whole];
-    results.push(weightsOf(layer, sides, ropeMode));
+    parts.push(partsOf(layer, sides, ropeMode));
     return {
       key: reportOf(sides.key),
       value: reportOf(sides.value),
       cacheRatio: bytes.stored / whole,
       factoredRatio: bytes.factored / whole,
+      notes: notesOf(layer, sides.key, ropeMode),
     };
   });
   return {
-    layers: results,
+    parts,
     report: {
       layers: reports,
       cacheRatio: stored / full,
       factoredRatio: factored / full,
-      calibrated: layers.every(({ hidden }) => hidden !== null),
+      calibrated: layers.every(({ calibrated }) => calibrated),
       type,
     },
   };
 }
 
-function weightsOf(
-  { weights }: FitLayer,
+function partsOf(
+  { biased, rope }: FitLayer,
   { key, value }: Sides<FinishedSide>,
   ropeMode: FitRequest['ropeMode'],
-): LrkvWeights {
-  const { key: _key, value: _value, keyBias, valueBias, ...common } = weights;
-  const biasOf = (name: string, bias: Tensor, source: Tensor | undefined): Record<string, Tensor> =>
-    source === undefined || bias.dims[0] === 0 ? {} : { [name]: bias };
+): ConvertedParts {
+  const biasOf = (name: string, bias: Tensor, side: Side): Record<string, Tensor> =>
+    !biased[side] || bias.dims[0] === 0 ? {} : { [name]: bias };
   return {
-    ...common,
     keyBase: key.fitted.base,
     keyDown: key.fitted.down,
     keyUp: key.fitted.up,
     ...(key.fitted.gauge === null ? {} : { keyGauge: key.fitted.gauge }),
     keyRanks: [...key.ranks],
-    ...biasOf('keyBaseBias', key.fitted.baseBias, keyBias),
-    ...biasOf('keyDownBias', key.fitted.downBias, keyBias),
+    ...biasOf('keyBaseBias', key.fitted.baseBias, 'key'),
+    ...biasOf('keyDownBias', key.fitted.downBias, 'key'),
     valueBase: value.fitted.base,
     valueDown: value.fitted.down,
     valueUp: value.fitted.up,
     ...(value.fitted.gauge === null ? {} : { valueGauge: value.fitted.gauge }),
     valueRanks: [...value.ranks],
-    ...biasOf('valueBaseBias', value.fitted.baseBias, valueBias),
-    ...biasOf('valueDownBias', value.fitted.downBias, valueBias),
-    ...(weights.rope === undefined ? {} : { ropeMode }),
+    ...biasOf('valueBaseBias', value.fitted.baseBias, 'value'),
+    ...biasOf('valueDownBias', value.fitted.downBias, 'value'),
+    ...(rope === null ? {} : { ropeMode }),
   };
 }

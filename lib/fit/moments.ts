@@ -5,38 +5,55 @@
  * Σ E[q·qᵀ] over the query heads that share them, so that the objective is the expected squared error of the logits; of
  * values Σ W_O·W_Oᵀ, so that it is that of the head's output. Rotary embedding turns queries and keys by angles that
  * depend on their distance; averaged over all angles alike, E[q·qᵀ] becomes diagonal and equal on the members of a pair.
+ * Gains of QK-norm stand on the side of the rotation where the model has them.
  */
 import { transpose } from '../analysis/matrix';
 import { float64, type Matrices } from '../linalg';
-import { type CheckedRope, pairings } from '../rope';
+import { type CheckedRmsNorm, type CheckedRope, pairings } from '../rope';
 import type { Steps } from '../steps';
-import { inner, joinHeads, matrices, type Run, spectralMap, splitHeads } from './algebra';
+import { add, matrices, type Run, spectralMap, splitHeads, symmetricInner, times, timesHeads } from './algebra';
 
-/** Of inputs with a last one that is always 1, which is what biases are multiplied by. */
+/**
+ * C = E[x·xᵀ] of inputs with a last one that is always 1, which is what biases are multiplied by. Of fewer rows than
+ * inputs C is never formed, as products with the rows are less work.
+ */
 export interface SecondMoment {
-  /** E[x·xᵀ] `[inputs, inputs]`, null for the identity. */
-  readonly matrix: Matrices | null;
-  /** With the damping that makes it invertible; null for the identity. */
-  readonly damped: Matrices | null;
+  /** `'rows'`: x/√tokens `[tokens, inputs]`; `'matrix'`: C `[inputs, inputs]`; `'identity'`: C = 1. */
+  readonly kind: 'rows' | 'matrix' | 'identity';
+  readonly of: Matrices | null;
+  /** What is added to the diagonal but for the last input, so that the sum can be inverted. */
+  readonly damping: number;
 }
 
-/** The keys or the values of a layer, ready to be fitted. */
+/** Columns, and what a moment makes of them: enough for aᵀ·C·a, and as linear in a. */
+export interface Seen {
+  /** a `[inputs, columns]`. */
+  readonly own: Matrices;
+  /** X·a, C·a or a itself, without damping. */
+  readonly image: Matrices;
+}
+
+/** The keys or the values of a layer, as far as it takes to fit them. */
 export interface Objective {
   readonly heads: number;
   /** Columns of a head. */
   readonly width: number;
-  readonly moment: SecondMoment;
-  /** W_h `[inputs, heads·width]`; the last input is the bias's. */
-  readonly weights: Matrices;
   /** N_h and its inverse `[heads, width, width]`, symmetric. */
   readonly roots: Matrices;
   readonly inverseRoots: Matrices;
-  /** Y = W_h·N_h `[inputs, heads·width]`. */
-  readonly weighted: Matrices;
-  /** Yᵀ·C·Y `[heads·width, heads·width]`. */
+  /** Yᵀ·C·Y `[heads·width, heads·width]` of Y = W_h·N_h. */
   readonly gram: Matrices;
   /** `[heads]`, ‖C^{1/2}·Y_h‖². */
   readonly energies: Float64Array;
+}
+
+/** What an objective is of. */
+export interface Projection {
+  readonly moment: SecondMoment;
+  /** W_h `[inputs, heads·width]`; the last input is the bias's. */
+  readonly weights: Matrices;
+  /** Y = W_h·N_h `[inputs, heads·width]`. */
+  readonly weighted: Seen;
 }
 
 /** Eigenvalues of a metric below this share of the largest are raised to it, so that its root can be inverted. */
@@ -44,43 +61,90 @@ const metricFloor = 1e-10;
 
 /** E[x·xᵀ] of rows of hidden states and of a 1 beside each. `damping`, of the mean diagonal, is added to the states' own. */
 export function* momentOf(hidden: Matrices | null, damping: number, run: Run): Steps<SecondMoment> {
-  if (hidden === null) return { matrix: null, damped: null };
+  if (hidden === null) return { kind: 'identity', of: null, damping: 0 };
   const { rows: tokens, columns } = hidden;
   const inputs = columns + 1;
   const data = float64('calibration', tokens * inputs);
   const scale = 1 / Math.sqrt(tokens);
+  let trace = 0;
   for (let token = 0; token < tokens; token++) {
-    for (let i = 0; i < columns; i++) data[token * inputs + i] = (hidden.data[token * columns + i] as number) * scale;
+    for (let i = 0; i < columns; i++) {
+      const value = (hidden.data[token * columns + i] as number) * scale;
+      data[token * inputs + i] = value;
+      trace += value * value;
+    }
     data[token * inputs + columns] = scale;
   }
   const rows = matrices(data, 1, tokens, inputs);
-  const matrix = yield* inner(rows, rows, run);
-  let trace = 0;
-  for (let i = 0; i < columns; i++) trace += matrix.data[i * (inputs + 1)] as number;
-  const damped = { ...matrix, data: matrix.data.slice() };
-  for (let i = 0; i < columns; i++)
-    damped.data[i * (inputs + 1)] = (damped.data[i * (inputs + 1)] as number) + (damping * trace) / columns;
-  return { matrix, damped };
+  const added = (damping * trace) / columns;
+  if (tokens < inputs) return { kind: 'rows', of: rows, damping: added };
+  return { kind: 'matrix', of: yield* symmetricInner(rows, rows, run), damping: added };
 }
 
-/** C·a, which the identity leaves as it is. */
-export function* underMoment(moment: Matrices | null, a: Matrices, run: Run): Steps<Matrices> {
-  return moment === null ? a : yield* inner(moment, a, run);
+export function* seenBy({ of }: SecondMoment, own: Matrices, run: Run): Steps<Seen> {
+  return { own, image: of === null ? own : yield* times(of, own, run) };
 }
 
-/** Σ over the columns of each head of aᵀ·C·a, `[heads]`. */
-export function* headEnergies(moment: Matrices | null, a: Matrices, heads: number, run: Run): Steps<Float64Array> {
-  const product = yield* underMoment(moment, a, run);
-  const energies = new Float64Array(heads);
-  const width = a.columns / heads;
-  for (let row = 0; row < a.rows; row++) {
-    for (let head = 0; head < heads; head++) {
-      let sum = 0;
-      for (let i = row * a.columns + head * width; i < row * a.columns + (head + 1) * width; i++)
-        sum += (a.data[i] as number) * (product.data[i] as number);
-      energies[head] = (energies[head] as number) + sum;
-    }
+/** Each head of what was seen, times a matrix of its own on the right. */
+export function* seenTimesHeads({ own, image }: Seen, by: Matrices, run: Run): Steps<Seen> {
+  const product = yield* timesHeads(own, by, run);
+  return { own: product, image: image === own ? product : yield* timesHeads(image, by, run) };
+}
+
+/** Columns `a` whose image times what stands on the right is aᵀ·C·a. */
+const partnerOf = ({ kind }: SecondMoment, { own, image }: Seen): Matrices => (kind === 'rows' ? image : own);
+
+/** All rows but the last. */
+function undampedRow({ data, batch, rows, columns }: Matrices): Matrices {
+  return matrices(data.subarray(0, (rows - 1) * columns), batch, rows - 1, columns);
+}
+
+/** aᵀ·(C + damping)·a of the heads of a, each for itself: `[heads, width, width]`; of all columns with one head. */
+export function* gramOf(moment: SecondMoment, seen: Seen, heads: number, run: Run): Steps<Matrices> {
+  const { damping } = moment;
+  const parts = (of: Matrices): Matrices => (heads === 1 ? of : splitHeads(of, heads));
+  const own = undampedRow(seen.own);
+  if (moment.kind === 'rows') {
+    const image = parts(seen.image);
+    const gram = yield* symmetricInner(image, image, run);
+    if (damping === 0) return gram;
+    const plain = parts(own);
+    return add(gram, yield* symmetricInner(plain, plain, run), damping);
   }
+  const { image } = seen;
+  const damped = damping === 0 ? image : add({ ...image, data: image.data.slice() }, own, damping);
+  return yield* symmetricInner(parts(seen.own), parts(damped), run);
+}
+
+/** E[y] `[columns]` of y = x·a. */
+export function meansOf({ kind, of }: SecondMoment, { image }: Seen): Float64Array {
+  const { data, rows, columns } = image;
+  // C's last row holds the means; of rows the last input does, which is 1/√tokens.
+  if (kind !== 'rows') return data.slice((rows - 1) * columns);
+  const means = float64('weights', columns);
+  const last = (of as Matrices).data.at(-1) as number;
+  for (let i = 0; i < data.length; i++)
+    means[i % columns] = (means[i % columns] as number) + last * (data[i] as number);
+  return means;
+}
+
+/** Σ over the columns of each head of aᵀ·C·a, `[heads]`; damped or not. */
+export function energiesOf(moment: SecondMoment, seen: Seen, heads: number, damped: boolean): Float64Array {
+  const energies = new Float64Array(heads);
+  const sum = (a: Matrices, b: Matrices, factor: number): void => {
+    const width = a.columns / heads;
+    for (let row = 0; row < a.rows; row++) {
+      for (let head = 0; head < heads; head++) {
+        let part = 0;
+        const end = row * a.columns + (head + 1) * width;
+        for (let i = end - width; i < end; i++) part += (a.data[i] as number) * (b.data[i] as number);
+        energies[head] = (energies[head] as number) + factor * part;
+      }
+    }
+  };
+  sum(partnerOf(moment, seen), seen.image, 1);
+  const own = undampedRow(seen.own);
+  if (damped && moment.damping > 0) sum(own, own, moment.damping);
   return energies;
 }
 
@@ -99,35 +163,43 @@ function sumOfGroups({ data, batch, rows, columns }: Matrices, groups: number): 
 /** Σ W_O·W_Oᵀ over the heads of each group, of an output projection `[heads·valueDim, outDim]`. */
 export function* valueMetric(output: Matrices, heads: number, kvHeads: number, run: Run): Steps<Matrices> {
   const parts = transpose(matrices(output.data, heads, output.rows / heads, output.columns));
-  return sumOfGroups(yield* inner(parts, parts, run), kvHeads);
+  return sumOfGroups(yield* symmetricInner(parts, parts, run), kvHeads);
 }
 
-/** What is known of the norms of queries and keys: the mean squares of a head are taken for those of every token. */
+/** Normalisation of queries and keys: the mean squares of a head are taken for those of every token. */
 export interface Norms {
-  /** `[headDim]` gains where there is normalisation; null where there is none. */
-  readonly query: ArrayLike<number> | null;
-  readonly key: ArrayLike<number> | null;
+  readonly query: CheckedRmsNorm | null;
+  readonly key: CheckedRmsNorm | null;
 }
 
-/** Σ E[q·qᵀ] over the query heads of each group; diagonal and equal on pairs where there is rotary embedding. */
+/**
+ * Σ E[q·qᵀ] over the query heads of each group, as keys before their normalisation are weighed by it; diagonal where there
+ * is rotary embedding, and equal on pairs but for gains of keys before it.
+ */
 export function* keyMetric(
-  { query, key }: { readonly query: Matrices; readonly key: Matrices },
+  { query, key }: { readonly query: Seen; readonly key: Seen },
   moment: SecondMoment,
   { heads, kvHeads, rope, norms }: { heads: number; kvHeads: number; rope: CheckedRope | null; norms: Norms },
   run: Run,
 ): Steps<Matrices> {
-  const ownMoments = function* (of: Matrices, count: number): Steps<Matrices> {
-    const product = yield* underMoment(moment.damped, of, run);
-    return yield* inner(splitHeads(of, count), splitHeads(product, count), run);
-  };
-  const ofQueries = yield* ownMoments(query, heads);
-  if (norms.query !== null) normalise(ofQueries, norms.query);
-  const metric = sumOfGroups(ofQueries, kvHeads);
-  if (norms.key !== null) {
-    const ofKeys = yield* ownMoments(key, kvHeads);
-    scaleBy(metric, norms.key, meanSquares(ofKeys));
+  const ofQueries = yield* gramOf(moment, query, heads, run);
+  if (norms.query !== null) divideBy(ofQueries, meanSquares(ofQueries));
+  const before = rope === null || norms.query?.gainOrder === 0;
+  if (before) gainsOn(ofQueries, norms.query);
+  let metric = sumOfGroups(ofQueries, kvHeads);
+  if (rope !== null) {
+    metric = averageOverAngles(metric, rope);
+    // Gains after the rotation stand between those of queries and those of keys: (g·R q)·(g′·R k).
+    const after = [norms.query, norms.key].filter((norm) => norm?.gainOrder === 1);
+    if (after.length > 0) {
+      for (const norm of after) gainsOn(metric, norm as CheckedRmsNorm);
+      metric = averageOverAngles(metric, rope);
+    }
   }
-  return rope === null ? metric : averageOverAngles(metric, rope);
+  if (norms.key === null) return metric;
+  if (rope === null || norms.key.gainOrder === 0) gainsOn(metric, norms.key);
+  divideBy(metric, meanSquares(yield* gramOf(moment, key, kvHeads, run)));
+  return metric;
 }
 
 /** Mean of the diagonal of each matrix. */
@@ -139,18 +211,17 @@ function meanSquares({ data, batch, rows }: Matrices): Float64Array {
   });
 }
 
-/** Moments of queries that were divided by their root mean square and multiplied by gains. */
-function normalise(moments: Matrices, gain: ArrayLike<number>): void {
-  scaleBy(moments, gain, meanSquares(moments));
+/** Each matrix by a number of its own; one whose number is 0 stays as it is. */
+function divideBy({ data, rows }: Matrices, by: Float64Array): void {
+  for (let i = 0; i < data.length; i++) data[i] = (data[i] as number) / (by[Math.floor(i / (rows * rows))] || 1);
 }
 
-/** diag(gain)·M·diag(gain) / square of each; a head whose mean square is 0 stays as it is. */
-function scaleBy({ data, rows }: Matrices, gain: ArrayLike<number>, squares: Float64Array): void {
-  for (let i = 0; i < data.length; i++) {
-    const square = squares[Math.floor(i / (rows * rows))] as number;
-    const gains = (gain[Math.floor(i / rows) % rows] as number) * (gain[i % rows] as number);
-    data[i] = ((data[i] as number) * gains) / (square > 0 ? square : 1);
-  }
+/** diag(gain)·M·diag(gain) of each. */
+function gainsOn({ data, rows }: Matrices, norm: CheckedRmsNorm | null): void {
+  const gain = norm?.gain ?? null;
+  if (gain === null) return;
+  for (let i = 0; i < data.length; i++)
+    data[i] = (data[i] as number) * (gain[Math.floor(i / rows) % rows] as number) * (gain[i % rows] as number);
 }
 
 /** The members of pair i of a head that is rotated. */
@@ -184,7 +255,7 @@ function* rootsOf(metric: Matrices, diagonal: boolean, run: Run): Steps<readonly
   const root = (value: number, largest: number): number => Math.sqrt(raised(value, largest));
   const inverse = (value: number, largest: number): number => 1 / Math.sqrt(raised(value, largest));
   if (!diagonal) return [yield* spectralMap(metric, root, run), yield* spectralMap(metric, inverse, run)];
-  // Members of a pair must stay equal to the last bit, as no decomposition would leave them.
+  // Members of a pair that are equal must stay so to the last bit, as no decomposition would leave them.
   const of = (power: (value: number, largest: number) => number): Matrices => {
     const result = float64('weights', data.length);
     for (let head = 0; head < batch; head++) {
@@ -198,26 +269,28 @@ function* rootsOf(metric: Matrices, diagonal: boolean, run: Run): Steps<readonly
   return [of(root), of(inverse)];
 }
 
-/** The objective of weights `[inputs, heads·width]` under a moment of as many inputs and a metric `[heads, width, width]`. */
+/** The objective of weights `[inputs, heads·width]` under a metric `[heads, width, width]`, and what it is of. */
 export function* objectiveOf(
-  weights: Matrices,
+  weights: Seen,
   heads: number,
   moment: SecondMoment,
   metric: Matrices,
   diagonal: boolean,
   run: Run,
-): Steps<Objective> {
-  const width = weights.columns / heads;
+): Steps<{ readonly objective: Objective; readonly projection: Projection }> {
+  const width = weights.own.columns / heads;
   const [roots, inverseRoots] = yield* rootsOf(metric, diagonal, run);
-  const parts = transpose(splitHeads(weights, heads));
-  const weighted = joinHeads(transpose(yield* inner(roots, parts, run)));
-  const gram = yield* inner(weighted, yield* underMoment(moment.damped, weighted, run), run);
+  const weighted = yield* seenTimesHeads(weights, roots, run);
+  const gram = yield* gramOf(moment, weighted, 1, run);
   const energies = new Float64Array(heads);
   for (let i = 0; i < gram.rows; i++) {
     const head = Math.floor(i / width);
     energies[head] = (energies[head] as number) + (gram.data[i * (gram.rows + 1)] as number);
   }
-  return { heads, width, moment, weights, roots, inverseRoots, weighted, gram, energies };
+  return {
+    objective: { heads, width, roots, inverseRoots, gram, energies },
+    projection: { moment, weights: weights.own, weighted },
+  };
 }
 
 /** Blocks g = h of a matrix `[heads·width, heads·width]`: `[heads, width, width]`. */

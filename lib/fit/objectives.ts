@@ -1,34 +1,70 @@
 /** What is fitted of a layer, and how. */
 import { checkValues } from '../analysis/matrix';
-import type { CheckedRmsNorm } from '../rope';
 import type { Steps } from '../steps';
-import { matrices } from './algebra';
+import { matrices, type Run } from './algebra';
 import type { FitPlan } from './als';
-import { keyMetric, momentOf, type Objective, objectiveOf, valueMetric } from './moments';
-import type { FitLayer, FitRequest, Side } from './options';
+import {
+  keyMetric,
+  momentOf,
+  type Objective,
+  objectiveOf,
+  type Projection,
+  type Seen,
+  seenBy,
+  seenTimesHeads,
+  valueMetric,
+} from './moments';
+import type { FitLayer, FitRequest } from './options';
 import { withBias } from './projections';
 import { relative, total } from './report';
+import { checkHidden, type Side, sides } from './source';
 
 export type Sides<Value> = Readonly<Record<Side, Value>>;
 
-export function* objectivesOf(layer: FitLayer, { damping, run }: FitRequest): Steps<Sides<Objective>> {
-  const { weights, shape, name, hidden, rope, queryNorm, keyNorm } = layer;
-  const { heads, kvHeads, headDim } = shape;
-  const moment = yield* momentOf(hidden, damping, run);
-  const query = withBias(`${name}.query`, weights.query, weights.queryBias);
-  const key = withBias(`${name}.key`, weights.key, weights.keyBias);
-  const value = withBias(`${name}.value`, weights.value, weights.valueBias);
+/** What is fitted of a layer, and what it is of. */
+export function* objectivesOf(
+  layer: FitLayer,
+  { damping, run }: FitRequest,
+): Steps<Sides<{ readonly objective: Objective; readonly projection: Projection }>> {
+  const { shape, name, rope, queryNorm, keyNorm } = layer;
+  const { heads, kvHeads } = shape;
+  const { weights, moment } = yield* loaded(layer, damping, run);
+  const seen = function* (of: 'query' | Side): Steps<Seen> {
+    return yield* seenBy(moment, withBias(`${name}.${of}`, weights[of], weights[`${of}Bias`]), run);
+  };
   const { data, dims } = checkValues(`${name}.output`, weights.output);
   const output = matrices(data, 1, dims[0] as number, dims[1] as number);
-  const gainOf = (norm: CheckedRmsNorm | null): ArrayLike<number> | null =>
-    norm === null ? null : (norm.gain ?? new Float64Array(headDim).fill(1));
-  const norms = { query: gainOf(queryNorm), key: gainOf(keyNorm) };
-  const keys = yield* keyMetric({ query, key }, moment, { heads, kvHeads, rope, norms }, run);
+  const norms = { query: queryNorm, key: keyNorm };
+  const key = yield* seen('key');
+  const keys = yield* keyMetric({ query: yield* seen('query'), key }, moment, { heads, kvHeads, rope, norms }, run);
   const values = yield* valueMetric(output, heads, kvHeads, run);
   return {
     key: yield* objectiveOf(key, kvHeads, moment, keys, rope !== null, run),
-    value: yield* objectiveOf(value, kvHeads, moment, values, false, run),
+    value: yield* objectiveOf(yield* seen('value'), kvHeads, moment, values, false, run),
   };
+}
+
+/** What objectives are of that were made before. */
+export function* projectionsOf(
+  layer: FitLayer,
+  objectives: Partial<Sides<Objective>>,
+  { damping, run }: FitRequest,
+): Steps<Partial<Sides<Projection>>> {
+  const { weights, moment } = yield* loaded(layer, damping, run);
+  const found: Partial<Record<Side, Projection>> = {};
+  for (const side of sides) {
+    const roots = objectives[side]?.roots;
+    if (roots === undefined) continue;
+    const own = withBias(`${layer.name}.${side}`, weights[side], weights[`${side}Bias`]);
+    const weighted = yield* seenTimesHeads(yield* seenBy(moment, own, run), roots, run);
+    found[side] = { moment, weights: own, weighted };
+  }
+  return found;
+}
+
+function* loaded({ load, hiddenName, shape }: FitLayer, damping: number, run: Run) {
+  const { weights, hidden } = yield* load();
+  return { weights, moment: yield* momentOf(checkHidden(hiddenName, hidden, shape.modelDim), damping, run) };
 }
 
 export function planOf(request: FitRequest, index: number, side: Side, { energies }: Objective): FitPlan {

@@ -1,18 +1,12 @@
 /** What `fitLrkv` is told, checked. */
-import { checkMatrix } from '../analysis/matrix';
 import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
-import type { Matrices } from '../linalg';
 import { storedStep } from '../lrkv-model';
-import { attempt, isArray, readList } from '../read';
+import { attempt, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
-import { type AttentionWeights, type CheckedWeights, checkAttentionWeights } from '../weights';
 import type { Gauge } from './als';
-
-/** Keys or values. */
-export type Side = 'key' | 'value';
-export const sides: readonly Side[] = ['key', 'value'];
+import { checkLayers, type LayerSource, type Side, sides } from './source';
 
 /** Where a fit is. */
 export interface FitProgress {
@@ -28,7 +22,7 @@ export interface FitProgress {
 
 /** Options of `fitLrkv`. Exactly one of `rank`, `ranks`, `energy` and `budget` is given. */
 export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'device'> {
-  /** Rank of every head's residual, from 0 to its head size; or one for keys and one for values. */
+  /** Rank of every head's residual, from 0 (where there is a base) to its head size; or one for keys and one for values. */
   readonly rank?: number | { readonly key: number; readonly value: number };
   /** Ranks of every key/value head, one entry a layer. */
   readonly ranks?: readonly { readonly key: readonly number[]; readonly value: readonly number[] }[];
@@ -54,8 +48,8 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
   readonly gauge?: GaugeOption | { readonly key?: GaugeOption; readonly value?: GaugeOption };
   /**
    * What residuals of rotated keys are: `'exact'` any of their rank, for keys that are made whole before they are rotated;
-   * `'intertwined'` whole rotary pairs of their head, which rotate as latents and are stored as such. Only where there is
-   * rotary embedding. Default `'exact'`.
+   * `'intertwined'` whole rotary pairs of their head, which rotate as latents and are stored as such; refused for keys with
+   * a gain before the rotation, which has no place among latents. Only where there is rotary embedding. Default `'exact'`.
    */
   readonly ropeMode?: 'exact' | 'intertwined';
   /** Most iterations of a fit. A whole number from 1 to 10000. Default 40. */
@@ -88,10 +82,8 @@ export type RankRule =
   | { readonly kind: 'energy'; readonly energy: number }
   | { readonly kind: 'budget'; readonly share: number | undefined; readonly bytes: number; readonly type: DataType };
 
-/** One layer, checked. */
-export interface FitLayer extends CheckedWeights<AttentionWeights> {
-  readonly name: string;
-  readonly hidden: Matrices | null;
+/** One layer, and how it is fitted. */
+export interface FitLayer extends LayerSource {
   readonly gauges: Readonly<Record<Side, Gauge>>;
   readonly sensitivity: Readonly<Record<Side, number>>;
 }
@@ -126,58 +118,33 @@ function fail(name: string, value: unknown): never {
   throw expected('ERR_ARGUMENT', name, '{ key, value }', value);
 }
 
-/** A list with one item a layer. */
-function checkLayers<Item>(
-  name: string,
-  value: unknown,
-  count: number,
-  make: (item: unknown, layer: number) => Item,
-): Item[] {
-  const items = readList(name, value, (length) => length === count, make);
-  if (items === undefined) throw expected('ERR_SHAPE', name, `a list of ${count}, one a layer`, value);
-  return items;
-}
-
-export function checkFit(given: unknown, options: FitOptions): FitRequest {
-  const single = !isArray(given);
-  const entries = single
-    ? [given]
-    : (readList(
-        'weights',
-        given,
-        (length) => length > 0,
-        (item) => item,
-      ) ?? []);
-  if (entries.length === 0) throw expected('ERR_SHAPE', 'weights', 'at least one layer', given);
+/** A copy of the options, each of which is read once. */
+export function readFitOptions(options: FitOptions): FitOptions {
   if (options === undefined)
     throw expected('ERR_ARGUMENT', 'options', "an object with 'rank', 'ranks', 'energy' or 'budget'", options);
-  const copy: FitOptions = checkOptions('options', options, optionNames);
+  return checkOptions('options', options, optionNames);
+}
+
+/** @param copy options that were read; `calibration` is the sources' own */
+export function checkFit(sources: readonly LayerSource[], copy: FitOptions): FitRequest {
   checkDevice(copy.device);
-  const nameOf = (name: string, layer: number): string => (single ? name : `${name}[${layer}]`);
-  const checked = entries.map((entry, layer) => ({
-    ...checkAttentionWeights(nameOf('weights', layer), entry as AttentionWeights),
-    name: nameOf('weights', layer),
-  }));
-  const count = checked.length;
+  const count = sources.length;
 
   const ropeMode =
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
-  if (copy.ropeMode !== undefined && checked.every(({ rope }) => rope === null))
+  if (copy.ropeMode !== undefined && sources.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
-  for (const { rope, keyNorm, name } of checked) {
+  for (const { rope, keyNorm, name } of sources) {
     if (
-      rope !== null &&
-      ropeMode === 'intertwined' &&
-      keyNorm !== null &&
-      keyNorm.gain !== null &&
-      keyNorm.gainOrder === 0
+      rope === null ||
+      ropeMode !== 'intertwined' ||
+      keyNorm === null ||
+      keyNorm.gain === null ||
+      keyNorm.gainOrder !== 0
     )
-      throw expected(
-        'ERR_UNSUPPORTED',
-        'ropeMode',
-        `'exact' where \`${name}\` has a key gain before the rotation`,
-        ropeMode,
-      );
+      continue;
+    const what = `'exact' where \`${name}\` has a key gain before the rotation`;
+    throw expected('ERR_UNSUPPORTED', 'ropeMode', what, ropeMode);
   }
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
@@ -189,18 +156,9 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
   if (sensitivity !== undefined && copy.budget === undefined)
     throw expected('ERR_ARGUMENT', 'sensitivity', 'nothing without `budget`', copy.sensitivity);
 
-  const tensors = checkCalibration(copy.calibration, single, count);
-  const layers = checked.map((entry, layer): FitLayer => {
-    const { shape, rope } = entry;
-    const hidden =
-      tensors === undefined ? null : checkMatrix(nameOf('calibration', layer), tensors[layer] as Tensor, 1);
-    if (hidden !== null && hidden.columns !== shape.modelDim)
-      throw expected('ERR_SHAPE', nameOf('calibration', layer), `${shape.modelDim} columns, modelDim`, [
-        hidden.rows,
-        hidden.columns,
-      ]);
-    const gauges = gaugesOf(rope !== null);
-    return { ...entry, hidden, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
+  const layers = sources.map((source, layer): FitLayer => {
+    const gauges = gaugesOf(source.rope !== null);
+    return { ...source, gauges, sensitivity: sensitivity?.[layer] ?? { key: 1, value: 1 } };
   });
 
   const { onProgress } = copy;
@@ -218,13 +176,6 @@ export function checkFit(given: unknown, options: FitOptions): FitRequest {
     onProgress,
     run: { threads: copy.threads, signal: copy.signal, device: copy.device },
   };
-}
-
-function checkCalibration(calibration: unknown, single: boolean, count: number): unknown[] | undefined {
-  if (calibration === undefined) return undefined;
-  if (isArray(calibration)) return checkLayers('calibration', calibration, count, (item) => item);
-  if (!single) throw expected('ERR_SHAPE', 'calibration', `a list of ${count}, one a layer`, calibration);
-  return [calibration];
 }
 
 function checkGauges(given: FitOptions['gauge']): (rotated: boolean) => Record<Side, Gauge> {
@@ -289,23 +240,22 @@ function checkRule(
       throw expected('ERR_ARGUMENT', name, 'an even rank, of whole rotary pairs', found);
     return found;
   };
+  const checkSide = (name: string, found: number[], layer: number, side: Side): number[] => {
+    if ((layers[layer] as FitLayer).gauges[side] === 'none' && found.every((rank) => rank === 0))
+      throw expected('ERR_ARGUMENT', name, `a rank > 0 of ${side}s without a base`, 0);
+    return found;
+  };
   if (ranks !== undefined) {
     const all = checkLayers('ranks', ranks, layers.length, (item, layer) => {
       const { kvHeads } = (layers[layer] as FitLayer).shape;
-      const list =
-        (side: Side) =>
-        (name: string, value: unknown): number[] => {
-          const found = readList(
-            name,
-            value,
-            (length) => length === kvHeads,
-            (one, head) => checkRank(`${name}[${head}]`, one, layer, side),
-          );
-          if (found === undefined) throw expected('ERR_SHAPE', name, `${kvHeads} ranks, one a key/value head`, value);
-          return found;
-        };
+      const list = (side: Side, name: string, value: unknown): number[] => {
+        const fits = (length: number): boolean => length === kvHeads;
+        const found = readList(name, value, fits, (one, head) => checkRank(`${name}[${head}]`, one, layer, side));
+        if (found === undefined) throw expected('ERR_SHAPE', name, `${kvHeads} ranks, one a key/value head`, value);
+        return checkSide(name, found, layer, side);
+      };
       return checkSides(`ranks[${layer}]`, item, (name, value) =>
-        list(name.endsWith('key') ? 'key' : 'value')(name, value),
+        list(name.endsWith('key') ? 'key' : 'value', name, value),
       );
     });
     return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };
@@ -315,8 +265,11 @@ function checkRule(
     ? checkSides('rank', rank, (_name, value) => value)
     : { key: rank as unknown, value: rank as unknown };
   const all = layers.map(({ shape }, layer) => {
-    const of = (side: Side): number[] =>
-      Array<number>(shape.kvHeads).fill(checkRank(each ? `rank.${side}` : 'rank', one[side], layer, side));
+    const of = (side: Side): number[] => {
+      const name = each ? `rank.${side}` : 'rank';
+      const found = Array<number>(shape.kvHeads).fill(checkRank(name, one[side], layer, side));
+      return checkSide(name, found, layer, side);
+    };
     return { key: of('key'), value: of('value') };
   });
   return { kind: 'ranks', of: (layer, side) => (all[layer] as Record<Side, number[]>)[side] };

@@ -3,8 +3,9 @@ import { paddedRank } from '../lrkv-model';
 import type { DataType } from '../tensor';
 import type { Gauge } from './als';
 import type { FittedSide } from './finish';
-import { type FitLayer, type Side, sides } from './options';
+import type { FitLayer } from './options';
 import { storedComponents } from './ranks';
+import { type Side, sides } from './source';
 
 /** One key/value head. */
 export interface LrkvHeadReport {
@@ -50,6 +51,8 @@ export interface LrkvRatios {
 export interface LrkvLayerReport extends LrkvRatios {
   readonly key: LrkvSideReport;
   readonly value: LrkvSideReport;
+  /** What the numbers do not say of themselves: what was asked for to no avail. */
+  readonly notes: readonly string[];
 }
 
 /** Report of `fitLrkv`. */
@@ -110,6 +113,16 @@ export function bytesOf(type: DataType): number {
 /** Whether a cache stores a side whole, rotated, whatever its rank. */
 export function storedWhole({ rope }: FitLayer, side: Side, ropeMode: string): boolean {
   return side === 'key' && rope !== null && ropeMode === 'exact';
+}
+
+/** What there is to say of a layer's ranks. */
+export function notesOf(layer: FitLayer, key: FinishedSide, ropeMode: string): string[] {
+  const width = layer.shape.headDim;
+  if (!storedWhole(layer, 'key', ropeMode) || key.ranks.every((rank) => rank === width)) return [];
+  return [
+    "Keys were cut to lower ranks to no avail: with ropeMode 'exact' a cache stores rotated keys whole whatever their rank, " +
+      `so that their error saves no memory. Give keys the rank ${width}, or take ropeMode 'intertwined'.`,
+  ];
 }
 
 /** Bytes of a token that no rank changes: keys that are stored whole, scales of keys that are not. */

@@ -4,7 +4,7 @@ import type { Steps } from '../steps';
 import type { Run } from './algebra';
 import { alternate, type Factors, type FitPlan, tailOf } from './als';
 import { finish } from './finish';
-import type { Objective } from './moments';
+import type { Objective, Projection } from './moments';
 import { allocateRanks, type Choice, ranksFor, storedComponents, type Way } from './ranks';
 import { type FinishedSide, relative, total } from './report';
 
@@ -22,11 +22,15 @@ export interface Ways {
   readonly kept: Kept;
 }
 
+/** Neither base nor ranks would be no keys or values at all, which no cache holds. */
+const isSomething = ({ factors, ranks }: Kept): boolean => factors.base !== null || ranks.some((rank) => rank > 0);
+
 const errorOf = ({ factors, ranks }: Kept): number => tailOf(factors.spectra, ranks);
 
 /** Of two ways within the same memory the one that errs less; without a base decoding does less. */
 export function lesserError(based: Kept | undefined, baseless: Kept): Ways {
-  const kept = based === undefined || errorOf(baseless) <= errorOf(based) ? baseless : based;
+  const better = based === undefined || (isSomething(baseless) && errorOf(baseless) <= errorOf(based));
+  const kept = better ? baseless : based;
   return { based, baseless, kept };
 }
 
@@ -58,7 +62,8 @@ export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, 
   const { energies, width } = objective;
   const enough = (factors: Factors): Kept => {
     const ranks = ranksFor(factors.spectra, energies, 1 - energy);
-    return { factors, ranks: plan.pairs ? ranks.map((rank) => rank + (rank % 2)) : ranks };
+    const kept = { factors, ranks: plan.pairs ? ranks.map((rank) => rank + (rank % 2)) : ranks };
+    return isSomething(kept) ? kept : { factors, ranks: ranks.map((_, head) => (head > 0 ? 0 : plan.pairs ? 2 : 1)) };
   };
   const baseless = enough(yield* baselessFactors(objective, plan, run));
   if (plan.gauge === 'none') return lesserError(undefined, baseless);
@@ -79,13 +84,19 @@ export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, 
 const memoryOf = ({ factors, ranks }: Kept, width: number): number =>
   storedComponents(factors.base === null ? 0 : width, ranks);
 
-export function* finishSide(objective: Objective, plan: FitPlan, ways: Ways, run: Run): Steps<FinishedSide> {
+export function* finishSide(
+  objective: Objective,
+  projection: Projection,
+  plan: FitPlan,
+  ways: Ways,
+  run: Run,
+): Steps<FinishedSide> {
   const { factors, ranks } = ways.kept;
   const energy = total(objective.energies);
   const errorIn = (way: Kept | undefined): number | undefined =>
     way === undefined ? undefined : relative(errorOf(way), energy);
   return {
-    fitted: yield* finish(objective, factors, ranks, plan, run),
+    fitted: yield* finish(objective, projection, factors, ranks, plan, run),
     gauge: factors.gauge,
     ranks,
     // Without a base there is nothing to iterate, and the factors serve all ranks.

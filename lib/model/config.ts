@@ -2,11 +2,10 @@
  * What a `.safetensors` file does not say of a model, as Hugging Face's `config.json` beside it does
  * (huggingface.co/docs/transformers, PretrainedConfig).
  */
-import { readFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 
 import { expected, Text } from '../errors';
-import { isObject, type JsonObject } from '../files/json';
+import { isObject, type JsonObject, readJson } from '../files/json';
 import { type Rope, ropeFrequencies } from '../rope';
 
 /**
@@ -28,18 +27,12 @@ export interface ModelConfig {
 /** Reads the config.json beside a file, if there is one. @throws AttentionError ERR_ARGUMENT; errors of the file system */
 export async function readConfig(modelPath: string): Promise<ModelConfig | undefined> {
   const path = join(dirname(modelPath), 'config.json');
-  let text: string;
+  let all: unknown;
   try {
-    text = await readFile(path, 'utf8');
+    all = await readJson(path);
   } catch (error) {
     if ((error as NodeJS.ErrnoException).code === 'ENOENT') return undefined;
     throw error;
-  }
-  let all: unknown;
-  try {
-    all = JSON.parse(text);
-  } catch (cause) {
-    throw expected('ERR_ARGUMENT', path, 'JSON', text, { cause });
   }
   if (!isObject(all)) throw expected('ERR_ARGUMENT', path, 'an object', all);
   // Models of more than text keep their language model's fields by themselves.

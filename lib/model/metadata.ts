@@ -6,6 +6,7 @@
 import { checkInteger } from '../check';
 import { expected } from '../errors';
 import { isObject } from '../files/json';
+import type { ConvertedParts, UnchangedNumbers } from '../fit/source';
 import type { RmsNormOptions, Rope } from '../rope';
 import type { LrkvWeights } from '../weights';
 
@@ -26,8 +27,11 @@ export interface LayerNumbers {
   readonly lrkv?: Pick<LrkvWeights, 'keyRanks' | 'valueRanks' | 'ropeMode' | 'latentFrequencies'>;
 }
 
+/** A converted layer, with or without the matrices that conversion leaves as they are. */
+export type ConvertedLayer = UnchangedNumbers & ConvertedParts;
+
 /** The numbers of a layer's weights. */
-export function numbersOf(layer: LrkvWeights): LayerNumbers {
+export function numbersOf(layer: ConvertedLayer): LayerNumbers {
   const { heads, kvHeads = heads, rope, qkNorm, scale, keyRanks, valueRanks, ropeMode, latentFrequencies } = layer;
   const norm = ({ epsilon, gainOrder }: RmsNormOptions): NormNumbers => ({
     ...(epsilon === undefined ? {} : { epsilon }),

@@ -64,6 +64,9 @@ const namings: ReadonlyMap<string, Naming> = new Map<string, Naming>([
   ['k_norm.weight', { part: 'keyNorm', transposed: false }],
 ]);
 
+/** Names of one matrix for queries, keys and values, as of Phi-3, GPT-NeoX and Baichuan: how its parts lie none tells. */
+const fusedName = /^(qkv_proj|query_key_value|W_pack|Wqkv|qkv|c_attn|in_proj)(\.weight|_weight)?$/;
+
 const layerName = /^((?:.*\.)?)layers\.(\d+)\.(?:self_attn|attention)\./;
 
 /** A part of a layer as it stands in a file. */
@@ -88,15 +91,20 @@ const looked =
  *
  * @param stack which of them, where a model has several stacks of layers: what stands before `layers.`
  * @returns ascending by index
- * @throws AttentionError ERR_ARGUMENT where there are none, several stacks, or one part under two names
+ * @throws AttentionError ERR_ARGUMENT where there are none, several stacks, or one part under two names; ERR_UNSUPPORTED
+ *   where queries, keys and values are one matrix
  */
 export function findLayers(path: string, names: Iterable<string>, stack?: string): NamedLayer[] {
   const all = [...names];
   const stacks = new Map<string, Map<string, { index: number; parts: Map<Part, NamedPart> }>>();
+  const fused = new Map<string, string>();
   for (const name of all) {
     const [prefix, before, index] = layerName.exec(name) ?? [];
-    const naming = prefix === undefined ? undefined : namings.get(name.slice(prefix.length));
-    if (prefix === undefined || before === undefined || naming === undefined) continue;
+    if (prefix === undefined || before === undefined) continue;
+    const rest = name.slice(prefix.length);
+    if (fusedName.test(rest) && !fused.has(before)) fused.set(before, name);
+    const naming = namings.get(rest);
+    if (naming === undefined) continue;
     const layers = stacks.get(before) ?? new Map();
     stacks.set(before, layers);
     const layer = layers.get(prefix) ?? { index: Number(index), parts: new Map<Part, NamedPart>() };
@@ -105,7 +113,13 @@ export function findLayers(path: string, names: Iterable<string>, stack?: string
     if (other !== undefined) throw expected('ERR_ARGUMENT', name, `one of it and ${other.name}`, new Text('both'));
     layer.parts.set(naming.part, { ...naming, name });
   }
-  const layers = stacks.get(stack ?? ([...stacks.keys()][0] as string));
+  const chosen = stack ?? [...stacks.keys(), ...fused.keys()][0];
+  const whole = chosen === undefined ? undefined : fused.get(chosen);
+  if (whole !== undefined) {
+    const what = 'matrices of queries, keys and values by themselves';
+    throw expected('ERR_UNSUPPORTED', whole, what, new Text('one of all three'));
+  }
+  const layers = stacks.get(chosen as string);
   if (layers === undefined) {
     const some = all.length === 0 ? 'no tensors' : `${all.slice(0, 6).join(', ')}${all.length > 6 ? ', …' : ''}`;
     const which = stack === undefined ? looked : `${looked} after '${stack}'`;

@@ -2,7 +2,7 @@
 import { checkChoice, checkFinite, checkInteger, checkOptions } from '../check';
 import { cast } from '../convert';
 import { expected, Text } from '../errors';
-import { Safetensors } from '../files/safetensors';
+import { Checkpoint } from '../files/checkpoint';
 import { type Pairing, type RmsNormOptions, type Rope, ropeFrequencies } from '../rope';
 import { allocate, type Tensor } from '../tensor';
 import { type AttentionWeights, checkAttentionWeights, type LrkvWeights } from '../weights';
@@ -32,36 +32,68 @@ const modelOptions: ReadonlySet<string> = new Set(['heads', 'kvHeads', 'rope', '
 /**
  * Reads the attention layers of a model that is not converted.
  *
- * @param path a `.safetensors` file in the naming of Hugging Face's Llama, Mistral and Qwen or in this package's own:
+ * @param path a `.safetensors` file, the `.safetensors.index.json` of several, or a folder with `model.safetensors` or
+ *   `model.safetensors.index.json`, in the naming of Hugging Face's Llama, Mistral and Qwen or in this package's own:
  *   docs/converting.md. Matrices stored as [out, in] are transposed
  * @returns one entry a layer, in the order of their numbers; tensors of the file's own element types
- * @throws AttentionError ERR_ARGUMENT for what is no such file, lacks layers or parts of them, or of which heads and rotary
- *   embedding are not known; ERR_SHAPE where matrices do not fit the heads; ERR_UNSUPPORTED for rotary embedding that
- *   cannot be told from config.json; ERR_TYPE for element types beside float32, float16 and bfloat16; errors of the file system
+ * @throws AttentionError ERR_ARGUMENT for what is no such file, files that are not there or outside their index's folder,
+ *   layers or parts of them that are not there, or of which heads and rotary embedding are not known; ERR_SHAPE where
+ *   matrices do not fit the heads; ERR_UNSUPPORTED for rotary embedding that cannot be told from config.json; ERR_TYPE for
+ *   element types beside float32, float16 and bfloat16, and several files whose projections are not of one type; errors of
+ *   the file system
  */
 export async function readAttentionWeights(path: string, options?: ModelOptions): Promise<AttentionWeights[]> {
-  return (await readModel(path, options)).weights;
+  return await withModel(path, options, async ({ layers, read }) => {
+    const weights: AttentionWeights[] = [];
+    for (const layer of layers) weights.push(await read(layer));
+    return weights;
+  });
 }
 
-/** The same, with the layers' names. */
-export async function readModel(
+/** A model that is open, whose layers are not converted. */
+export interface Model {
+  readonly checkpoint: Checkpoint;
+  readonly layers: readonly NamedLayer[];
+  /** Reads the tensors of a layer, and checks that they fit each other. */
+  readonly read: (layer: NamedLayer) => Promise<AttentionWeights>;
+}
+
+/** Opens a model, hands it to `use`, and closes it. @throws as `readAttentionWeights`, and what `use` throws */
+export async function withModel<Result>(
   path: string,
-  options?: ModelOptions,
-): Promise<{ layers: NamedLayer[]; weights: AttentionWeights[] }> {
+  options: ModelOptions | undefined,
+  use: (model: Model) => Promise<Result>,
+): Promise<Result> {
   const given = checkModelOptions(options);
-  const config = await readConfig(path);
-  return await Safetensors.with(path, async (file) => {
-    const numbers = readMetadata(file.metadata);
-    const layers = findLayers(path, file.entries.keys(), given.stack);
-    const weights: AttentionWeights[] = [];
-    for (const layer of layers) {
-      if (layer.parts.has('keyDown')) {
-        throw expected('ERR_ARGUMENT', layer.prefix, 'keys and values that are not converted', new Text('LRKV'));
-      }
-      weights.push(await readLayer(file, layer, { given, config, numbers: numbers.get(layer.prefix) }));
+  return await Checkpoint.with(path, async (checkpoint) => {
+    const config = await readConfig(checkpoint.path);
+    const numbers = readMetadata(checkpoint.metadata);
+    const layers = findLayers(checkpoint.path, checkpoint.names, given.stack);
+    for (const { prefix, parts } of layers) {
+      if (!parts.has('keyDown')) continue;
+      throw expected('ERR_ARGUMENT', prefix, 'keys and values that are not converted', new Text('LRKV'));
     }
-    return { layers, weights };
+    if (checkpoint.files.length > 1) checkTypes(checkpoint, layers);
+    const read = async (layer: NamedLayer): Promise<AttentionWeights> =>
+      await readLayer(checkpoint, layer, { given, config, numbers: numbers.get(layer.prefix) });
+    return await use({ checkpoint, layers, read });
   });
+}
+
+/** Refuses files whose projections are not of one element type: they are not of one model. */
+function checkTypes(checkpoint: Checkpoint, layers: readonly NamedLayer[]): void {
+  let first: { readonly name: string; readonly dtype: string } | undefined;
+  for (const { parts } of layers) {
+    for (const part of ['query', 'key', 'value', 'output'] as const) {
+      const name = parts.get(part)?.name;
+      if (name === undefined) continue;
+      const { dtype } = checkpoint.entry(name);
+      first ??= { name, dtype };
+      if (dtype !== first.dtype) {
+        throw expected('ERR_TYPE', name, `elements ${first.dtype}, as of ${first.name}`, new Text(dtype));
+      }
+    }
+  }
 }
 
 /**
@@ -72,10 +104,10 @@ export async function readModel(
  */
 export async function readLrkvWeights(path: string, options?: Pick<ModelOptions, 'stack'>): Promise<LrkvWeights[]> {
   const { stack } = checkOptions('options', options, new Set(['stack']));
-  return await Safetensors.with(path, async (file) => {
+  return await Checkpoint.with(path, async (file) => {
     const numbers = readMetadata(file.metadata);
     const result: LrkvWeights[] = [];
-    for (const layer of findLayers(path, file.entries.keys(), stack)) {
+    for (const layer of findLayers(file.path, file.names, stack)) {
       const own = numbers.get(layer.prefix);
       if (own?.lrkv === undefined) {
         throw expected('ERR_ARGUMENT', layer.prefix, 'the metadata of a converted layer', new Text('none'));
@@ -117,7 +149,7 @@ interface Sources {
   readonly config: ModelConfig | undefined;
 }
 
-async function readLayer(file: Safetensors, layer: NamedLayer, sources: Sources): Promise<AttentionWeights> {
+async function readLayer(file: Checkpoint, layer: NamedLayer, sources: Sources): Promise<AttentionWeights> {
   const { given, numbers, config } = sources;
   const parts = await readParts(file, layer, [...sharedParts, ...keyValueParts]);
   for (const part of ['query', 'key', 'value', 'output'] as const) partOf(layer, part);
@@ -157,7 +189,7 @@ async function readLayer(file: Safetensors, layer: NamedLayer, sources: Sources)
 
 /** Those of some parts that a layer has; matrices as [in, out]. */
 async function readParts(
-  file: Safetensors,
+  file: Checkpoint,
   layer: NamedLayer,
   wanted: readonly Part[],
 ): Promise<Partial<Record<Part, Tensor>>> {
@@ -192,7 +224,7 @@ function ropeOf({ given, numbers, config }: Sources, headDim: number): Rope | un
  * @param epsilon where the metadata does not say
  */
 async function readNorms(
-  file: Safetensors,
+  file: Checkpoint,
   layer: NamedLayer,
   numbers: LayerNumbers | undefined,
   epsilon: number | undefined,

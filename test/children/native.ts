@@ -76,7 +76,8 @@ const wrongOperands: readonly ((right: Any) => unknown)[] = [
   () => placed(Float64Array, 600).fill(2 ** 53),
   () => new BigInt64Array(600),
   // Not of one that an earlier change detached.
-  (right) => (ArrayBuffer.isView(right) && right.byteLength > 0 ? (right as Any).subarray(1) : right),
+  (right) =>
+    ArrayBuffer.isView(right) && 'subarray' in right && right.byteLength > 0 ? (right as Any).subarray(1) : right,
   (right) => (Array.isArray(right) ? right.slice(1) : right),
   (right) => (Array.isArray(right) ? [...right, ...right] : right),
   (right) => (Array.isArray(right) ? trapped(right, throwing) : right),
@@ -180,7 +181,7 @@ const calls: Readonly<Record<string, () => Call>> = {
       pick([null, placed(Float64Array, 32)]),
       placed(Float64Array, 40),
     ],
-    numbers: [pick([0, 1, 2]), 2, 4, 4, 5],
+    numbers: [pick([0, 1, 2, 3]), 2, 4, 4, pick([4, 5]), pick([0, 1]), pick([0, 1])],
   }),
   lowrank: () => ({
     operands: [

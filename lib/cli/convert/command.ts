@@ -4,6 +4,7 @@ import { Command, InvalidArgumentError, Option } from 'commander';
 import { type GaugeOption, info } from '../../index';
 import type { ModelOptions } from '../../model/read';
 import { count, Usage } from '../arguments';
+import { interruptible } from '../interruptible';
 import { writePage } from '../page/document';
 import { progressBar } from '../progress';
 import { type ConvertRequest, type RankRule, runConvert } from './convert';
@@ -38,7 +39,11 @@ const usualBudget = 0.5;
 export function convertCommand(print: (what: unknown) => void): Command {
   return new Command('convert')
     .description('attention of a trained model as LRKV: a shared base and low-rank residuals of keys and values')
-    .argument('<model>', 'a .safetensors file; config.json beside it says what the options below leave open')
+    .argument(
+      '<model>',
+      'a .safetensors file, the .safetensors.index.json of several, or their folder; config.json beside it says what the ' +
+        'options below leave open',
+    )
     .requiredOption('-o, --output <file>', 'the .safetensors file to write')
     .option('--force', 'replace it if it is there')
     .option('--ranks <ranks>', 'auto (by --budget), one rank, or key:N,value:N', ranks, 'auto')
@@ -66,7 +71,8 @@ export function convertCommand(print: (what: unknown) => void): Command {
     .option('--json', 'print one JSON document with every value')
     .option('--html [file]', 'write a page with charts (convert.html)')
     .action(async (source: string, options: ConvertOptions) => {
-      const report = await runConvert(requestOf(source, options), progressBar());
+      const request = requestOf(source, options);
+      const report = await interruptible((signal) => runConvert(request, progressBar(), signal));
       print(options.json ? report : convertText(report));
       await writePage(options.html, 'convert.html', () => convertPage(report));
     });

@@ -3,14 +3,19 @@ import { access, constants, stat } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
 
-import { type FitOptions, fitLrkv } from '../../index';
-import { type ModelOptions, readModel } from '../../model/read';
-import { writeLrkvWeights } from '../../model/write';
+import { fitLayers } from '../../fit/fit';
+import { checkFit, readFitOptions } from '../../fit/options';
+import type { LayerSource } from '../../fit/source';
+import type { FitOptions, LrkvReport } from '../../index';
+import { type ModelOptions, withModel } from '../../model/read';
+import { checkTarget, writeOver } from '../../model/write';
+import { runStepsAsync } from '../../steps';
 import { Usage } from '../arguments';
 import type { Progress } from '../bench';
 import { percentText } from '../numbers';
 import { provenance } from '../provenance';
-import { readCalibration } from './calibration';
+import { openCalibration } from './calibration';
+import { layersOf } from './layers';
 import { type ConvertReport, resultsOf } from './results';
 
 /** How ranks are found. */
@@ -29,55 +34,54 @@ export interface ConvertRequest {
   readonly threads: number;
 }
 
-/** @throws Usage, AttentionError, errors of the file system */
+/**
+ * @param signal stops it, and nothing is left of the output
+ * @throws Usage, AttentionError, errors of the file system
+ */
 export async function runConvert(
-  { source, output, force, rule, fit, calibration, model, threads }: ConvertRequest,
+  { source, output, force, rule, fit, calibration: file, model: options, threads }: ConvertRequest,
   progress: Progress,
+  signal: AbortSignal,
 ): Promise<ConvertReport> {
   const loadAverage = os.loadavg();
   await checkOutput(output, force);
-  const { layers: named, weights } = await readModel(source, model);
-  const hidden = calibration === undefined ? undefined : await readCalibration(calibration, named);
-  progress.start(2 * named.length + 1);
-  try {
-    const result = await fitLrkv(weights, {
-      ...rule,
-      ...fit,
-      ...(hidden === undefined ? {} : { calibration: hidden }),
-      threads,
-      onProgress: watch(
+  return await withModel(source, options, async (model) => {
+    const { checkpoint, layers: named } = model;
+    await checkTarget(output, checkpoint);
+    const calibration = file === undefined ? undefined : await openCalibration(file, named);
+    progress.start(2 * named.length + 1);
+    try {
+      progress.show('reading');
+      const layers = await layersOf(model, calibration, signal);
+      const onProgress = watch(
         progress,
         named.map(({ index }) => index),
-      ),
-    });
-    progress.show('writing');
-    await writeLrkvWeights(output, result.layers, {
-      source,
-      ...(model.stack === undefined ? {} : { stack: model.stack }),
-    });
-    const [first] = weights as [(typeof weights)[number]];
-    const { layers: _, ...whole } = result.report;
-    const rotated = weights.some(({ rope }) => rope !== undefined);
-    return {
-      ...provenance(loadAverage),
-      ...whole,
-      threads,
-      model: {
-        source,
-        modelDim: first.query.dims[0] as number,
-        heads: first.heads,
-        kvHeads: first.kvHeads ?? first.heads,
-        rotated,
-      },
-      output,
-      rule: ruleText(rule),
-      ...(hidden === undefined ? {} : { tokens: Math.min(...hidden.map(({ dims }) => dims[0] as number)) }),
-      ...resultsOf(result, named),
-      notes: notesOf(whole, rotated && fit.ropeMode !== 'intertwined'),
-    };
-  } finally {
-    progress.stop();
-  }
+      );
+      const request = checkFit(layers, readFitOptions({ ...rule, ...fit, threads, signal, onProgress }));
+      const result = await runStepsAsync(runConvert, fitLayers(layers, request));
+      progress.show('writing');
+      await writeOver(output, checkpoint, named, result.layers, signal);
+      const { layers: _, ...whole } = result.report;
+      return {
+        ...provenance(loadAverage),
+        ...whole,
+        threads,
+        model: factsOf(source, layers),
+        output,
+        rule: ruleText(rule),
+        ...(calibration === undefined ? {} : { tokens: calibration.tokens }),
+        ...resultsOf(result, named),
+        notes: notesOf(result.report, layers, fit.ropeMode),
+      };
+    } finally {
+      progress.stop();
+    }
+  });
+}
+
+function factsOf(source: string, layers: readonly LayerSource[]): ConvertReport['model'] {
+  const { modelDim, heads, kvHeads } = (layers[0] as LayerSource).shape;
+  return { source, modelDim, heads, kvHeads, rotated: layers.some(({ rope }) => rope !== null) };
 }
 
 /** Before hours of work, not after them. */
@@ -106,8 +110,13 @@ function ruleText({ rank, budget }: RankRule): string {
   return typeof rank === 'object' ? `rank ${rank.key} of keys, ${rank.value} of values` : `rank ${rank}`;
 }
 
-function notesOf({ calibrated }: Pick<ConvertReport, 'calibrated'>, keysWhole: boolean): string[] {
-  return [
+function notesOf(
+  { calibrated, layers }: LrkvReport,
+  sources: readonly LayerSource[],
+  ropeMode: FitOptions['ropeMode'],
+): string[] {
+  const keysWhole = ropeMode !== 'intertwined' && sources.some(({ rope }) => rope !== null);
+  const notes = [
     ...(calibrated
       ? []
       : [
@@ -120,6 +129,7 @@ function notesOf({ calibrated }: Pick<ConvertReport, 'calibrated'>, keysWhole: b
             'stores latents of keys too.',
         ]
       : []),
-    'Nothing was trained. What a model makes of these errors only its own evaluation can tell.',
+    ...new Set(layers.flatMap((layer) => layer.notes)),
   ];
+  return [...notes, 'Nothing was trained. What a model makes of these errors only its own evaluation can tell.'];
 }

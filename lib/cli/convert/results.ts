@@ -1,6 +1,6 @@
 /** What a conversion finds: what `--json` prints, and what the tables and the page show. */
-import type { Side } from '../../fit/options';
-import type { LrkvFit, LrkvHeadReport, LrkvLayerReport, LrkvReport, LrkvSideReport } from '../../index';
+import type { Side } from '../../fit/source';
+import type { LrkvHeadReport, LrkvLayerReport, LrkvReport, LrkvSideReport, LrkvWeights } from '../../index';
 import type { NamedLayer } from '../../model/names';
 import { percentText, wholeText } from '../numbers';
 import type { Provenance } from '../provenance';
@@ -60,11 +60,11 @@ export const sideNames: Readonly<Record<Side, string>> = { key: 'keys', value: '
 
 /** The report of a fit, with the names of its layers and what follows from its spectra. */
 export function resultsOf(
-  { layers, report }: LrkvFit,
+  { layers, report }: { readonly layers: readonly Pick<LrkvWeights, `${Side}Up`>[]; readonly report: LrkvReport },
   named: readonly NamedLayer[],
 ): Pick<ConvertReport, 'layers' | 'totals' | 'curves'> {
   const results = report.layers.map((layer, at): LayerResult => {
-    const weights = layers[at] as LrkvFit['layers'][number];
+    const weights = layers[at] as (typeof layers)[number];
     const { index, prefix } = named[at] as NamedLayer;
     const side = (of: Side): SideResult => ({
       ...layer[of],

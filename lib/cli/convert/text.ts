@@ -1,5 +1,5 @@
 /** Results as tables for people. */
-import type { Side } from '../../fit/options';
+import type { Side } from '../../fit/source';
 import { percentText } from '../numbers';
 import { table } from '../report';
 import { type ConvertReport, gaugeText, type LayerResult, modelText, ranksText } from './results';

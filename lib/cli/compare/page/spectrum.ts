@@ -4,6 +4,7 @@ import { wholeText } from '../../numbers';
 import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
 import { legend } from '../../page/identity';
 import { type Markup, tag } from '../../page/markup';
+import { evenly, lineKnob, spectrumLines } from '../../page/spectra';
 import { type HeadSpectrum, metrics, type Spectra } from '../results';
 
 /** More lines than this cannot be told apart. */
@@ -18,12 +19,7 @@ const marked = metrics.filter(({ title }) => /^effective|^90/.test(title));
 /** Heads from the lowest to the highest stable rank, which takes no more than the largest value, evenly taken. */
 function chosen(heads: readonly HeadSpectrum[]): HeadSpectrum[] {
   const sorted = [...heads].sort((a, b) => a.metrics.stableRank - b.metrics.stableRank);
-  const count = Math.min(mostHeads, sorted.length);
-  const picked = Array.from(
-    { length: count },
-    (_, i) => sorted[count === 1 ? 0 : Math.round((i * (sorted.length - 1)) / (count - 1))] as HeadSpectrum,
-  );
-  return picked.sort((a, b) => a.head - b.head);
+  return evenly(sorted, mostHeads).sort((a, b) => a.head - b.head);
 }
 
 export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
@@ -34,6 +30,16 @@ export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
   const symbols = [d3.symbolCircle, d3.symbolDiamond, d3.symbolTriangle];
   const symbol = (index: number, size: number) =>
     tag('path', { d: d3.symbol(symbols[index] as (typeof symbols)[number], size ** 2 * 0.75)() ?? '' });
+  const lines = heads.map(({ head, values, metrics: own }) => ({
+    title: `head ${head}`,
+    values,
+    marks: marked.flatMap(({ title, of }, at) => {
+      const rank = of(own);
+      if (rank === undefined) return [];
+      const told = `head ${head}: ${title} ${rank.toFixed(1)}`;
+      return [{ symbol: symbol(at, 10), title: told, rank, value: valueAt(values, rank) }];
+    }),
+  }));
   const draw = (frame: Frame): Markup[] => {
     const { width, height, left, right, top, bottom } = frame;
     const x: Axis = {
@@ -48,30 +54,11 @@ export function spectrumChart(d3: D3, spectra: Spectra): Markup[] {
       format: (value) => (value >= 1e-4 && value < 1e4 ? String(Number(value.toPrecision(2))) : value.toExponential(0)),
       log: true,
     };
-    return [
-      axes(frame, x, y),
-      ...heads.map(({ head, values, metrics: own }, index) => {
-        const shown = values.filter((value) => value >= low);
-        const corners = shown.map((value, i): [number, number] => [x.scale(i + 1), y.scale(value)]);
-        return tag(
-          'g',
-          { class: `series-${index}` },
-          tag('path', { class: 'line', d: d3.line()(corners) ?? '' }, tag('title', {}, `head ${head}`)),
-          marked.flatMap(({ title: name, of }, at) => {
-            const rank = of(own);
-            const value = rank === undefined ? undefined : valueAt(values, rank);
-            if (rank === undefined || value === undefined || value < low) return [];
-            const place = `translate(${x.scale(rank).toFixed(1)} ${y.scale(value).toFixed(1)})`;
-            const title = `head ${head}: ${name} ${rank.toFixed(1)}`;
-            return [tag('g', { class: 'mark', transform: place }, symbol(at, 10), tag('title', {}, title))];
-          }),
-        );
-      }),
-    ];
+    return [axes(frame, x, y), ...spectrumLines(d3, lines, [x, y], low)];
   };
   const entries = [
     ...heads.map(({ head }, index) => ({
-      mark: tag('line', { x1: -8, x2: 8, y1: 0, y2: 0, class: 'line' }),
+      mark: lineKnob(),
       class: `series-${index}`,
       text: `head ${head}`,
     })),

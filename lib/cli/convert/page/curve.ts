@@ -1,9 +1,10 @@
 /** Error against memory, of keys and of values, and where this conversion lies. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText } from '../../numbers';
 import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
 import { Identities, type LegendEntry, legend } from '../../page/identity';
 import { type Markup, tag } from '../../page/markup';
+import { lineKnob } from '../../page/spectra';
 import { type ConvertReport, sideNames } from '../results';
 
 const sides: readonly Side[] = ['key', 'value'];
@@ -55,7 +56,7 @@ export function curveChart(d3: D3, { curves, totals }: ConvertReport): Markup[] 
       ]),
     ];
   };
-  const line = tag('line', { x1: -8, x2: 8, y1: 0, y2: 0, class: 'line' });
+  const line = lineKnob();
   const entries = sides.flatMap((side): LegendEntry[] => {
     const name = sideNames[side];
     const own = identities.classOf(side);

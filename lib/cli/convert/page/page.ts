@@ -1,5 +1,5 @@
 /** The page of `convert`. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText, wholeText } from '../../numbers';
 import { loadD3 } from '../../page/axes';
 import { documentOf, provenanceFacts, section, table, wholeSection } from '../../page/document';

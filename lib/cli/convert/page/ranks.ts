@@ -1,5 +1,5 @@
 /** The rank of every head as a picture: layers down, heads across. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText } from '../../numbers';
 import { chart, type Frame } from '../../page/axes';
 import { bitmapUrl } from '../../page/bitmap';

@@ -1,9 +1,10 @@
 /** Singular values that ranks cut off: how fast they fall says what a rank more would buy. */
-import type { Side } from '../../../fit/options';
+import type { Side } from '../../../fit/source';
 import { percentText } from '../../numbers';
 import { type Axis, axes, chart, type D3, type Frame } from '../../page/axes';
 import { legend } from '../../page/identity';
 import { type Markup, tag } from '../../page/markup';
+import { evenly, lineKnob, spectrumLines } from '../../page/spectra';
 import { type LayerResult, type SideResult, sideNames } from '../results';
 
 /** More lines than this cannot be told apart. */
@@ -20,21 +21,16 @@ export function meanSpectrum({ heads, width }: SideResult): number[] {
   });
 }
 
-/** The first, the last, and those evenly between. */
-function chosen(layers: readonly LayerResult[]): LayerResult[] {
-  const count = Math.min(mostLayers, layers.length);
-  return Array.from(
-    { length: count },
-    (_, i) => layers[count === 1 ? 0 : Math.round((i * (layers.length - 1)) / (count - 1))] as LayerResult,
-  );
-}
-
 export function spectraChart(d3: D3, layers: readonly LayerResult[], side: Side): Markup[] {
-  const lines = chosen(layers).map((layer) => ({
-    index: layer.index,
-    values: meanSpectrum(layer[side]),
-    rank: layer[side].heads.reduce((sum, { rank }) => sum + rank, 0) / layer[side].heads.length,
-  }));
+  const knob = (): Markup => tag('path', { d: d3.symbol(d3.symbolCircle, 70)() ?? '' });
+  const lines = evenly(layers, mostLayers).map((layer) => {
+    const values = meanSpectrum(layer[side]);
+    const mean = layer[side].heads.reduce((sum, { rank }) => sum + rank, 0) / layer[side].heads.length;
+    const rank = Math.round(mean);
+    const title = `layer ${layer.index}: rank ${mean.toFixed(1)} in the mean`;
+    const marks = [{ symbol: knob(), title, rank, value: values[rank - 1] }];
+    return { title: `layer ${layer.index}`, values, marks };
+  });
   const all = lines.flatMap(({ values }) => values).filter((value) => value > 0);
   if (all.length === 0) return [tag('p', {}, 'Nothing is left beside the base.')];
   const largest = Math.max(...all);
@@ -54,40 +50,11 @@ export function spectraChart(d3: D3, layers: readonly LayerResult[], side: Side)
       format: percentText,
       log: true,
     };
-    return [
-      axes(frame, x, y),
-      ...lines.map(({ index, values, rank }, at) => {
-        const corners = values.flatMap((value, i): [number, number][] =>
-          value >= low ? [[x.scale(i + 1), y.scale(value)]] : [],
-        );
-        const kept = Math.round(rank);
-        const value = values[kept - 1];
-        return tag(
-          'g',
-          { class: `series-${at}` },
-          tag('path', { class: 'line', d: d3.line()(corners) ?? '' }, tag('title', {}, `layer ${index}`)),
-          value === undefined || value < low
-            ? undefined
-            : tag(
-                'g',
-                {
-                  class: 'mark',
-                  transform: `translate(${x.scale(kept).toFixed(1)} ${y.scale(value).toFixed(1)})`,
-                },
-                tag('path', { d: d3.symbol(d3.symbolCircle, 70)() ?? '' }),
-                tag('title', {}, `layer ${index}: rank ${rank.toFixed(1)} in the mean`),
-              ),
-        );
-      }),
-    ];
+    return [axes(frame, x, y), ...spectrumLines(d3, lines, [x, y], low)];
   };
   const entries = [
-    ...lines.map(({ index }, at) => ({
-      mark: tag('line', { x1: -8, x2: 8, y1: 0, y2: 0, class: 'line' }),
-      class: `series-${at}`,
-      text: `layer ${index}`,
-    })),
-    { mark: tag('path', { d: d3.symbol(d3.symbolCircle, 70)() ?? '' }), class: 'series-exact', text: 'mean rank kept' },
+    ...lines.map(({ title }, at) => ({ mark: lineKnob(), class: `series-${at}`, text: title })),
+    { mark: knob(), class: 'series-exact', text: 'mean rank kept' },
   ];
   return [legend(entries), ...chart(`spectra-${side}`, `Singular values of ${sideNames[side]}`, 320, draw)];
 }

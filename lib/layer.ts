@@ -3,7 +3,7 @@ import type { KvCache } from './cache';
 import { attendCall } from './cache-attend';
 import { type Call, type CallOptions, callOptionNames } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
-import { expected, guard } from './errors';
+import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import {
   type AttentionOptions,
@@ -19,7 +19,7 @@ import { applyInto, type OperandMap, type Projection } from './projection';
 import { isArray, readList } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
 import { allocate, type DataType, type Tensor } from './tensor';
-import { isTaken, Turn } from './turns';
+import { checkAtRest, Turn } from './turns';
 import type { AttentionShape } from './weights';
 
 /** What a layer computes beside what its weights say. */
@@ -60,8 +60,9 @@ export interface LayerCacheOptions {
  * many threads run. A layer holds no native memory; its caches are disposed by their owner.
  *
  * Calls on one cache take turns in the order in which they were made, awaited or not: each begins at the length that the one
- * before it left. One that fails or is aborted leaves its caches as they were. While a call is in flight, do not append to
- * its caches, truncate or dispose them by hand: it would fail. A fork that is made meanwhile may hold what it has appended.
+ * before it left. One that fails or is aborted leaves its caches as they were. While a call is in flight, its caches refuse to
+ * be appended to or truncated by hand, and if one is disposed the call fails. A fork that is made meanwhile may hold what it has
+ * appended.
  * Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
  */
 export interface AttentionLayer<Cache> {
@@ -138,7 +139,7 @@ export interface Mechanism<Cache extends LayerCache> {
   ): Steps<PreparedRows>;
   attend(prepared: PreparedRows, options: AttentionOptions): Call<AttentionWithLse>;
   /** Appends `[1, count, …]` of each of the rows. */
-  append(cache: Cache, rows: readonly Tensor[]): void;
+  append(memory: CacheMemory, rows: readonly Tensor[]): void;
 }
 
 const layerOptionNames: ReadonlySet<string> = new Set(['causal', 'window', 'softcap', 'sinks']);
@@ -278,9 +279,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
   }
 
   *#inTurn(plan: Plan<Cache>, caches: readonly Cache[], atOnce: boolean): Steps<Tensor> {
-    const taken = atOnce ? caches.findIndex(isTaken) : -1;
-    if (taken >= 0)
-      throw expected('ERR_ARGUMENT', `caches[${taken}]`, 'a cache that no call in flight has', caches[taken]);
+    if (atOnce) for (const [index, cache] of caches.entries()) checkAtRest(`caches[${index}]`, cache);
     const turn = new Turn(caches);
     try {
       const columns = yield* this.#mechanism.projection.apply(plan.input, plan.how);
@@ -290,8 +289,9 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
         return yield* this.#finish(plan, yield* this.#attendCaches(plan, columns, caches, lengths));
       } catch (error) {
         for (const [index, cache] of caches.entries()) {
-          // A disposed one is empty.
-          if (cache.length > (lengths[index] as number)) cache.truncate(lengths[index] as number);
+          // A disposed one is empty. By its memory, as it is still this call's turn.
+          const length = lengths[index] as number;
+          if (cache.length > length) memoryOf(`caches[${index}]`, cache).truncate(length);
         }
         throw error;
       }
@@ -312,17 +312,15 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     const items = caches.map((cache, index) => {
       const cacheName = `caches[${index}]`;
       const memory = this.#memoryOf(cacheName, cache);
-      if (cache.length !== lengths[index])
-        throw expected('ERR_ARGUMENT', cacheName, 'a cache that stays as it was when the call began', cache);
       const count = plan.lengths?.[index] ?? n;
-      if (cache.length + count > cache.capacity) {
-        const room = `room for ${count} more positions than ${cache.length} (capacity ${cache.capacity})`;
-        throw expected('ERR_MEMORY', cacheName, room, cache);
+      if (memory.length + count > memory.capacity) {
+        const received = new Text(`one of capacity ${memory.capacity} that holds ${memory.length}`);
+        throw expected('ERR_MEMORY', cacheName, `a cache with room for ${count} more positions`, received);
       }
       const own = rows.map((each) => firstRows(each, index, count));
-      return { name: 'hidden', cacheName, cache, memory, query: firstRows(query, index, count), rows: own };
+      return { name: 'hidden', cacheName, memory, query: firstRows(query, index, count), rows: own };
     });
-    for (const item of items) this.#mechanism.append(item.cache, item.rows);
+    for (const item of items) this.#mechanism.append(item.memory, item.rows);
     if (batch === 0) return query;
     const outputs = yield* step(attendCall(items, { ...scores, ...how }, false));
     return gathered(

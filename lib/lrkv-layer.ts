@@ -3,7 +3,7 @@ import type { Operand } from './check';
 import { expected, guard, renaming, Text } from './errors';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { lrkvCall } from './lrkv';
-import { type LrkvCache, newLrkvCache } from './lrkv-cache';
+import { appendLrkvRows, type LrkvCache, newLrkvCache } from './lrkv-cache';
 import { type CheckedLrkvModel, checkLrkvModel, type LrkvModel, type LrkvShape, sameLrkvModel } from './lrkv-model';
 import { checkLrkvRows, type LrkvRows } from './lrkv-rows';
 import { operandMap, Projection } from './projection';
@@ -77,7 +77,7 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
       return lrkvCall(query as Operand, checkLrkvRows(rowsOf(rows), batch), model, all, false);
     },
 
-    append: (cache, rows) => cache.append(rowsOf(rows)),
+    append: (memory, rows) => appendLrkvRows(memory, checkLrkvRows(rowsOf(rows), 1), 'hidden'),
   });
 }
 

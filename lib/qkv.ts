@@ -90,6 +90,7 @@ export interface KeyValueRows {
   readonly key: Operand;
   readonly value: Operand;
   readonly count: number;
+  readonly rowsBeforeHeads: boolean;
 }
 
 /** Checks the keys and values of as many sequences as there are, of one type and one number of positions. */
@@ -107,7 +108,7 @@ export function checkKeyValueRows(
   const value = checkTensor('value', v, 4);
   checkExactDims('value', value, dims(valueDim));
   if (value.type !== key.type) throw expected('ERR_TYPE', 'value', `type '${key.type}' as in \`key\``, value.type);
-  return { key, value, count };
+  return { key, value, count, rowsBeforeHeads };
 }
 
 /** Refuses a tensor of other dims than these. */

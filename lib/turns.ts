@@ -1,13 +1,15 @@
 /** Turns at what only one call at a time may change: taken in the order in which the calls were made. */
 import { type Call, type CallOptions, unwatch, watch } from './call';
+import { expected, Text } from './errors';
 import type { Outcome } from './native';
 
 /** Who stands in line at each target. A line that nobody stands in is not there. */
 const lines = new WeakMap<object, Turn[]>();
 
-/** Whether a call has its turn at a target, or waits for it. */
-export function isTaken(target: object): boolean {
-  return lines.has(target);
+/** Refuses a cache that a call has its turn at, or waits for: what is done at once would come before it. */
+export function checkAtRest(name: string, cache: object): void {
+  if (lines.has(cache))
+    throw expected('ERR_ARGUMENT', name, 'a cache at rest', new Text('one that a call appends to: await it'));
 }
 
 export class Turn {

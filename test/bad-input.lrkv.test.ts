@@ -1,3 +1,5 @@
+import { setTimeout as sleep } from 'node:timers/promises';
+
 import {
   attendBatch,
   attendBatchSync,
@@ -7,11 +9,14 @@ import {
   lrkvAttentionSync,
   lrkvAttentionWithLse,
   lrkvAttentionWithLseSync,
+  lrkvLayer,
   ropeFrequencies,
   type Tensor,
 } from '../lib';
+import { Turn } from '../lib/turns';
 import { filled, normal } from './data';
 import { smallCache } from './entries';
+import { lrkvWeights, signalOf } from './layer-data';
 import { lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
 import { Faults, faultOf, type Refusal } from './refusal';
 import { primitives } from './wrong-tensors';
@@ -344,8 +349,9 @@ describe('appendHidden', () => {
   test('no append comes before one that is in flight', async () => {
     using cache = smallLrkvCache();
     const pending = cache.appendHidden(hidden, lrkvProjections);
-    const wanted = argument('cache', 'one that `appendHidden` appends to: await it');
+    const wanted = argument('cache', 'one that a call appends to: await it');
     expect(await faultOf(() => cache.append(lrkvRows(1)), false, wanted)).toBeUndefined();
+    expect(await faultOf(() => cache.truncate(0), false, wanted)).toBeUndefined();
     expect(await faultOf(() => cache.appendHiddenSync(hidden, lrkvProjections), false, wanted)).toBeUndefined();
     expect(cache.length).toBe(5);
     await pending;
@@ -353,14 +359,78 @@ describe('appendHidden', () => {
     expect(cache.length).toBe(9);
   });
 
-  test('room is kept for those in flight', async () => {
+  test('the room is who comes first’s, and of one that fails nobody’s', async () => {
     using cache = cacheOf({ capacity: 5 });
     const pending = cache.appendHidden(hidden, lrkvProjections);
     const wanted = { code: 'ERR_MEMORY', argument: 'hidden', received: '3' } as const;
     expect(await faultOf(() => cache.appendHidden(hidden, lrkvProjections), true, wanted)).toBeUndefined();
     await pending;
-    await cache.appendHidden(normal([1, 2, 10], 31), lrkvProjections);
+    const controller = new AbortController();
+    const failing = cache.appendHidden(normal([1, 2, 10], 31), lrkvProjections, { signal: controller.signal });
+    const next = cache.appendHidden(normal([1, 2, 10], 31), lrkvProjections);
+    controller.abort();
+    await expect(failing).rejects.toMatchObject({ code: 'ERR_ABORTED' });
+    await next;
     expect(cache.length).toBe(5);
+  });
+
+  test('a cache that somebody fills while the call begins', async () => {
+    for (const name of ['appendHidden', 'appendHiddenSync'] as const) {
+      using cache = cacheOf({ capacity: 5 });
+      let refused: unknown;
+      const options = {
+        signal: signalOf(() => {
+          try {
+            cache.append(lrkvRows(5));
+          } catch (error) {
+            refused ??= error;
+          }
+          return false;
+        }),
+      };
+      await cache[name](hidden, lrkvProjections, options);
+      expect(refused).toMatchObject({ code: 'ERR_ARGUMENT', argument: 'cache' });
+      expect(cache.length).toBe(3);
+    }
+  });
+
+  test('calls of a layer on the same cache take turns with it', async () => {
+    const weights = lrkvWeights({ kvHeads: 2 });
+    const layer = lrkvLayer(weights);
+    const projections = {
+      ...{ keyBase: weights.keyBase, keyDown: weights.keyDown },
+      ...{ valueBase: weights.valueBase, valueDown: weights.valueDown },
+    };
+    const prompt = normal([1, 900, 20], 34);
+    const token = normal([1, 1, 20], 35);
+    using wanted = layer.createCache();
+    wanted.appendHiddenSync(prompt, projections);
+    const outputs = [layer.stepSync(token, [wanted])];
+    wanted.appendHiddenSync(prompt, projections);
+    outputs.push(layer.stepSync(token, [wanted]));
+    using cache = layer.createCache();
+    const [, first, , second] = await Promise.all([
+      cache.appendHidden(prompt, projections),
+      layer.step(token, [cache]),
+      cache.appendHidden(prompt, projections),
+      layer.step(token, [cache]),
+    ]);
+    expect(cache.length).toBe(1802);
+    expect([first, second]).toEqual(outputs);
+  });
+
+  test('aborted while it waits for its turn', async () => {
+    using cache = smallLrkvCache();
+    const before = new Turn([cache]);
+    const controller = new AbortController();
+    const waiting = cache.appendHidden(hidden, lrkvProjections, { signal: controller.signal });
+    // Long enough for the products, after which nothing goes on.
+    await sleep(50);
+    controller.abort();
+    await expect(waiting).rejects.toMatchObject({ code: 'ERR_ABORTED' });
+    before.end();
+    expect(cache.length).toBe(5);
+    cache.append(lrkvRows(1));
   });
 
   test('a cache that is disposed meanwhile', async () => {

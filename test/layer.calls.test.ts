@@ -6,7 +6,7 @@ import { Turn } from '../lib/turns';
 import { normal, slice } from './data';
 import { expectSameBits } from './full-run';
 import { layerBiases, layerWeights, signalOf } from './layer-data';
-import { Faults, faultOf, type Refusal } from './refusal';
+import { Faults, faultOf, faultOfError, type Refusal } from './refusal';
 import { primitives, thrown } from './wrong-tensors';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
@@ -95,7 +95,8 @@ describe('calls on one cache', () => {
     using cache = layer.createCache();
     using free = layer.createCache();
     const running = layer.forward(rows(0, 10), { caches: [cache] });
-    const refused = { code: 'ERR_ARGUMENT', argument: 'caches[1]' } as const;
+    const received = 'one that a call appends to: await it';
+    const refused = { code: 'ERR_ARGUMENT', argument: 'caches[1]', received } as const;
     const two = normal([2, 1, 20], 3);
     expect(await faultOf(() => layer.stepSync(two, [free, cache]), false, refused)).toBeUndefined();
     expect(free.length).toBe(0);
@@ -139,7 +140,7 @@ describe('a call that fails leaves its caches as they were', () => {
     using roomy = layer.createCache();
     using small = layer.createCache({ capacity: 9 });
     layer.forwardSync(rows(0, 5), { caches: [small] });
-    const refused = { code: 'ERR_MEMORY', argument: 'caches[1]' } as const;
+    const refused = { code: 'ERR_MEMORY', argument: 'caches[1]', received: 'one of capacity 9 that holds 5' } as const;
     const call = (caches: KvCache[]) => () => layer.forwardSync(normal([2, 5, 20], 4), { caches });
     expect(await faultOf(call([roomy, small]), false, refused)).toBeUndefined();
     expect(await faultOf(call([small, roomy]), false, { ...refused, argument: 'caches[0]' })).toBeUndefined();
@@ -191,26 +192,55 @@ describe('a call that fails leaves its caches as they were', () => {
     expectSameBits(found, big.stepSync(slice(prompt, 1, 0, 1), [fresh]));
   });
 
-  test('because somebody changed or disposed them meanwhile', async () => {
-    for (const [change, code] of [
-      [(cache: KvCache) => cache.truncate(3), 'ERR_ARGUMENT'],
-      [(cache: KvCache) => cache.append(normal([1, 2, 1, 8], 1), normal([1, 2, 1, 8], 1)), 'ERR_ARGUMENT'],
-      [(cache: KvCache) => cache.dispose(), 'ERR_CLOSED'],
-    ] as const) {
-      using cache = layer.createCache();
-      using other = layer.createCache();
-      layer.forwardSync(rows(0, 10), { caches: [cache] });
-      // While keys are rotated, to the position that the cache had.
-      const signal = signalOf((looks) => {
-        if (looks === 7) change(cache);
-        return false;
-      });
-      const running = layer.step(normal([2, 1, 20], 1), [other, cache], { signal });
-      await expect(running).rejects.toMatchObject({ code, argument: 'caches[1]' });
-      expect(other.length).toBe(0);
-      expect(cache.length).toBeLessThanOrEqual(10);
-    }
+  test('because somebody disposed one of them meanwhile', async () => {
+    const cache = layer.createCache();
+    using other = layer.createCache();
+    layer.forwardSync(rows(0, 10), { caches: [cache] });
+    // While keys are rotated, to the position that the cache had.
+    const signal = signalOf((looks) => {
+      if (looks === 7) cache.dispose();
+      return false;
+    });
+    const running = layer.step(normal([2, 1, 20], 1), [other, cache], { signal });
+    await expect(running).rejects.toMatchObject({ code: 'ERR_CLOSED', argument: 'caches[1]' });
+    expect([other.length, cache.length]).toEqual([0, 0]);
   });
+});
+
+test('while a call has a cache or waits for it, nobody changes it by hand', async () => {
+  const wanted = inARow(0, 10, 11, 12);
+  const [key, value] = [1, 2].map((seed) => normal([1, 2, 1, 8], seed));
+  const refused = { code: 'ERR_ARGUMENT', argument: 'cache', received: 'one that a call appends to: await it' } as const;
+  const faults = new Faults();
+  for (let look = 1; look <= 2 * steps; look++) {
+    using cache = layer.createCache();
+    layer.forwardSync(rows(0, 10), { caches: [cache] });
+    let length: number | undefined;
+    const signal = signalOf((looks) => {
+      if (looks === look) length = cache.length;
+      if (looks !== look) return false;
+      for (const [name, change] of Object.entries({
+        append: () => cache.append(key, value),
+        truncate: () => cache.truncate(3),
+      })) {
+        try {
+          change();
+          faults.add(`${name} at ${look}`, 'was not refused');
+        } catch (error) {
+          faults.add(`${name} at ${look}`, faultOfError(error, refused));
+        }
+      }
+      return false;
+    });
+    const running = [layer.step(rows(10, 11), [cache], { signal }), layer.step(rows(11, 12), [cache])];
+    for (const [i, found] of (await Promise.all(running)).entries()) expectSameBits(found, wanted[1 + i]);
+    // Its own position stands in the cache from attention on.
+    expect(length).toBe(look <= 8 ? 10 : 11);
+    cache.truncate(11);
+    cache.append(key, value);
+    expect(cache.length).toBe(12);
+  }
+  faults.none();
 });
 
 describe('what is refused', () => {

@@ -40,6 +40,7 @@ function makeLayer(weights: AttentionWeights, options: LayerOptions | undefined)
       { weight: given.value, bias: given.valueBias },
     ]),
     output: operandMap({ weight: given.output, bias: given.outputBias }),
+    inPlace: [],
 
     createCache: (wanted) => new KvCache({ ...cacheShape, ...wanted }),
 

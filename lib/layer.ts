@@ -1,7 +1,7 @@
 /** What all attention layers have in common: hidden states in, hidden states out. */
 import type { KvCache } from './cache';
 import { attendCall } from './cache-attend';
-import { type Call, type CallOptions, callOptionNames } from './call';
+import { type Call, type CallOptions, callOptionNames, nothing } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
@@ -122,6 +122,8 @@ export interface Mechanism<Cache extends LayerCache> {
   /** Of everything that reads hidden states. */
   readonly projection: Projection;
   readonly output: OperandMap;
+  /** Memory of other weights that stay where they are. */
+  readonly inPlace: readonly (ArrayBufferView | null)[];
   createCache(options: LayerCacheOptions): Cache;
   /** Of the layer's caches. */
   readonly kind: CacheKind;
@@ -232,7 +234,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     const lengths = keyLengths === undefined ? undefined : checkLengths('keyLengths', keyLengths, batch, n);
     const caches = givenCaches === undefined ? undefined : this.#checkCaches(givenCaches, batch);
     const dims = [batch, n, outDim];
-    const inputs = [input.data, this.#mechanism.output.weight.data];
+    const inputs = [input.data, this.#mechanism.output.weight.data, ...this.#mechanism.inPlace];
     const output = out === undefined ? (allocate('out', dims, input.type) as Operand) : checkOut(out, dims, inputs);
     return { input, batch, n, output, result: out ?? (output as Tensor), lengths, caches, how };
   }
@@ -264,7 +266,10 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
   }
 
   #run(plan: Plan<Cache>, atOnce: boolean): Steps<Tensor> {
-    return plan.caches === undefined ? this.#alone(plan) : this.#inTurn(plan, plan.caches, atOnce);
+    const { batch, n, caches, how, result } = plan;
+    // Without rows nothing bounds the batch.
+    if (batch * n === 0) return step({ op: nothing, operands: [], numbers: new Float64Array(), options: how, result });
+    return caches === undefined ? this.#alone(plan) : this.#inTurn(plan, caches, atOnce);
   }
 
   *#alone(plan: Plan<Cache>): Steps<Tensor> {
@@ -306,7 +311,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     caches: readonly Cache[],
     lengths: readonly number[],
   ): Steps<Tensor> {
-    const { n, batch, how } = plan;
+    const { n, how } = plan;
     const { scores } = this.#mechanism;
     const { query, rows } = yield* this.#mechanism.prepare(columns, n, lengths, how);
     const items = caches.map((cache, index) => {
@@ -321,7 +326,6 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
       return { name: 'hidden', cacheName, memory, query: firstRows(query, index, count), rows: own };
     });
     for (const item of items) this.#mechanism.append(item.memory, item.rows);
-    if (batch === 0) return query;
     const outputs = yield* step(attendCall(items, { ...scores, ...how }, false));
     return gathered(
       outputs.map(({ output }) => output),

@@ -316,7 +316,8 @@ function intertwinedFrequencies({ up, dim, ranks, latentDim }: LrkvFactors, rope
 }
 
 /** The operands of a model, in the order of all native calls that take one. */
-export function lrkvModelOperands({ key, value, rope, latentFrequencies, norm }: CheckedLrkvModel): unknown[] {
+export function lrkvModelOperands(model: CheckedLrkvModel): (Float32Array | Float64Array | Int32Array | null)[] {
+  const { key, value, rope, latentFrequencies, norm } = model;
   return [
     ...[key.up, key.gauge, key.ranks],
     ...[value.up, value.gauge, value.ranks],
@@ -348,7 +349,7 @@ export function sameLrkvModel(a: CheckedLrkvModel, b: CheckedLrkvModel): boolean
   if (a === b) return true;
   const lists = (model: CheckedLrkvModel): (ArrayLike<number> | null)[] => [
     lrkvModelNumbers(model),
-    ...(lrkvModelOperands(model) as (ArrayLike<number> | null)[]),
+    ...lrkvModelOperands(model),
   ];
   const others = lists(b);
   return lists(a).every((list, index) => sameNumbers(list, others[index] as ArrayLike<number> | null));

@@ -73,7 +73,7 @@ export class Projection {
     const bias = this.#bias;
     let first = 0;
     return this.#widths.map((own) => {
-      const part = new Float32Array(rows * own);
+      const part = allocate('hidden', [rows, own], 'float32').data as Float32Array;
       for (let row = 0; row < rows; row++) {
         const from = row * width + first;
         const to = row * own;

@@ -64,13 +64,13 @@ export interface CheckedRmsNorm {
 /**
  * Frequencies base^(−2i / headDim) of the paper, i < headDim / 2.
  *
- * @param headDim even, ≥ 2
+ * @param headDim even, 2 to 2^20
  * @param base > 0. Default 10000
  * @throws AttentionError ERR_ARGUMENT
  */
 export function ropeFrequencies(headDim: number, base = 10000): Float64Array {
   return guard(ropeFrequencies, () => {
-    const dim = checkInteger('headDim', headDim, 2, 2 ** 31);
+    const dim = checkInteger('headDim', headDim, 2, 2 ** 20);
     if (dim % 2 !== 0) throw expected('ERR_ARGUMENT', 'headDim', 'an even number', headDim);
     const root = checkFinite('base', base);
     if (root <= 0) throw expected('ERR_ARGUMENT', 'base', 'a number > 0', base);

@@ -463,6 +463,33 @@ describe('appendHidden', () => {
   });
 });
 
+test('an output over the factors that a cache or a layer reads in place', async () => {
+  const faults = new Faults();
+  const wanted = argument('out', 'a view that overlaps an input');
+  const over = (tensor: Tensor, dims: readonly number[]): Tensor => {
+    const { buffer } = tensor.data as Float32Array;
+    return { data: new Float32Array(buffer, buffer.byteLength - 4 * 48, 48), dims, type: 'float32' };
+  };
+  const own = (dims: readonly number[]): Tensor => {
+    const size = dims.reduce((a, b) => a * b, 1);
+    // At the end of memory that has room for an output, over which the tensor reaches by one element.
+    const data = new Float32Array(size + 47);
+    return { data: data.subarray(0, size), dims, type: 'float32' };
+  };
+  const change = { keyUp: own([8, 8]), keyGauge: own([2, 8, 8]), valueUp: own([4, 6]), valueGauge: own([2, 6, 6]) };
+  using cache = cacheOf(change);
+  cache.append(lrkvRows(5));
+  const shape = { heads: 4, kvHeads: 2, modelDim: 10, outDim: 12, keyRank: [3, 5], valueRank: [1, 3], valueDim: 6 };
+  const layer = lrkvLayer({ ...lrkvWeights(shape), ...change });
+  for (const [name, tensor] of Object.entries(change)) {
+    const attend = () => cache.attend(q, { out: over(tensor, [1, 4, 2, 6]) });
+    faults.add(`a cache, ${name}`, await faultOf(attend, true, wanted));
+    const forward = () => layer.forward(normal([1, 4, 10], 1), { out: over(tensor, [1, 4, 12]) });
+    faults.add(`a layer, ${name}`, await faultOf(forward, true, wanted));
+  }
+  faults.none();
+});
+
 describe('kinds of caches', () => {
   test('are not taken for each other', async () => {
     using cache = smallLrkvCache();

@@ -1,11 +1,11 @@
 /** Calls of a layer one after another and at once, refused, failed and aborted. */
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 
-import { type AttentionLayer, attentionLayer, type KvCache, ropeFrequencies, type Tensor } from '../lib';
+import { type AttentionLayer, attentionLayer, type KvCache, lrkvLayer, ropeFrequencies, type Tensor } from '../lib';
 import { Turn } from '../lib/turns';
 import { normal, slice } from './data';
 import { expectSameBits } from './full-run';
-import { layerBiases, layerWeights, signalOf } from './layer-data';
+import { layerBiases, layerWeights, lrkvWeights, signalOf } from './layer-data';
 import { Faults, faultOf, faultOfError, type Refusal } from './refusal';
 import { primitives, thrown } from './wrong-tensors';
 
@@ -210,7 +210,11 @@ describe('a call that fails leaves its caches as they were', () => {
 test('while a call has a cache or waits for it, nobody changes it by hand', async () => {
   const wanted = inARow(0, 10, 11, 12);
   const [key, value] = [1, 2].map((seed) => normal([1, 2, 1, 8], seed));
-  const refused = { code: 'ERR_ARGUMENT', argument: 'cache', received: 'one that a call appends to: await it' } as const;
+  const refused = {
+    code: 'ERR_ARGUMENT',
+    argument: 'cache',
+    received: 'one that a call appends to: await it',
+  } as const;
   const faults = new Faults();
   for (let look = 1; look <= 2 * steps; look++) {
     using cache = layer.createCache();
@@ -241,6 +245,31 @@ test('while a call has a cache or waits for it, nobody changes it by hand', asyn
     expect(cache.length).toBe(12);
   }
   faults.none();
+});
+
+test('of no rows there may be any number', async () => {
+  const none = (batch: number, n: number): Tensor => ({
+    data: new Float32Array(0),
+    dims: [batch, n, 20],
+    type: 'float32',
+  });
+  for (const each of [layer, lrkvLayer(lrkvWeights())]) {
+    for (const dims of [
+      [2 ** 40, 0],
+      [0, 2 ** 40],
+      [0, 0],
+    ] as const) {
+      expect(each.forwardSync(none(...dims)).dims).toEqual([...dims, 20]);
+      expect((await each.forward(none(...dims))).dims).toEqual([...dims, 20]);
+    }
+  }
+  using cache = layer.createCache();
+  expect(layer.stepSync(none(1, 0), [cache]).dims).toEqual([1, 0, 20]);
+  expect(layer.stepSync(none(0, 7), []).dims).toEqual([0, 7, 20]);
+  expect(cache.length).toBe(0);
+  const refused = { code: 'ERR_ABORTED', argument: 'signal' } as const;
+  const aborted = () => layer.forwardSync(none(2, 0), { signal: AbortSignal.abort() });
+  expect(await faultOf(aborted, false, refused)).toBeUndefined();
 });
 
 describe('what is refused', () => {

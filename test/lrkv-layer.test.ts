@@ -335,7 +335,31 @@ describe('what is refused', () => {
         await faultOf(call, false, { code: 'ERR_UNSUPPORTED', argument: 'weights.qkNorm.query' }),
       );
     }
+    // It is the queries' gain that does not go with the mode, and that is too large, whosever norm takes it over.
+    const none = lrkvWeights({}, { mode: 'none' });
+    const moved = () => lrkvLayer({ ...none, qkNorm: { query, key: {} } });
+    const received = "a gain 'after-rotation'";
+    const wanted = { code: 'ERR_UNSUPPORTED', argument: 'weights.qkNorm.query', received } as const;
+    faults.add('none', await faultOf(moved, false, wanted));
+    const given = () => lrkvLayer({ ...none, qkNorm: { key: query } });
+    faults.add('of keys', await faultOf(given, false, { ...wanted, argument: 'weights.qkNorm.key' }));
+    const huge = { gain: new Array<number>(8).fill(1e30), gainOrder: 'after-rotation' } as const;
+    const product = () => lrkvLayer({ ...plain, qkNorm: { query: huge, key: huge } });
+    const overflow = { code: 'ERR_ARGUMENT', argument: 'weights.qkNorm.query.gain[0]', received: 'Infinity' } as const;
+    faults.add('overflow', await faultOf(product, false, overflow));
     faults.none();
+  });
+
+  test('more key/value heads than there are', async () => {
+    const heads = 2 ** 16 + 1;
+    const ranks = new Array<number>(heads).fill(0);
+    const one = normal([1, 1], 1);
+    const none = (rows: number, columns: number) => normal([rows, columns], 1);
+    const side = { keyBase: one, keyDown: none(1, 0), keyUp: none(0, 1), keyRanks: ranks };
+    const other = { valueBase: one, valueDown: none(1, 0), valueUp: none(0, 1), valueRanks: ranks };
+    const weights = { query: normal([1, heads], 1), output: normal([heads, 1], 2), heads, ...side, ...other };
+    const wanted = { code: 'ERR_ARGUMENT', argument: 'weights.kvHeads', received: String(heads) } as const;
+    expect(await faultOf(() => lrkvLayer(weights), false, wanted)).toBeUndefined();
   });
 
   test('options of a layer', async () => {

@@ -5,18 +5,12 @@ import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import type { CheckedLrkvModel } from './lrkv-model';
 import type { NativeCache, Outcome } from './native';
-import { checkHeadShape, type HeadShape } from './qkv';
+import { checkHeadShape, type HeadOptions, type HeadShape, headOptionNames } from './qkv';
 import type { DataType, Tensor } from './tensor';
 import { checkAtRest } from './turns';
 
 /** What a cache holds. */
-export interface KvCacheOptions {
-  /** Key/value heads, >= 1. */
-  readonly heads: number;
-  /** Head size of the keys, >= 1. */
-  readonly headDim: number;
-  /** Head size of the values, >= 1. Default headDim. */
-  readonly valueDim?: number;
+export interface KvCacheOptions extends HeadOptions {
   /** Most positions the cache may hold, >= 1; appending more is refused. Default: as memory allows. */
   readonly capacity?: number;
   /** Element type in memory; what is appended is converted to it. Default `'float32'`. */
@@ -25,7 +19,7 @@ export interface KvCacheOptions {
   readonly device?: 'auto' | 'cpu';
 }
 
-export const cacheOptionNames = ['heads', 'headDim', 'valueDim', 'capacity', 'type', 'device'] as const;
+export const cacheOptionNames = [...headOptionNames, 'capacity', 'type', 'device'] as const;
 
 /** Options that every cache has, checked. */
 export interface CacheShape extends HeadShape {

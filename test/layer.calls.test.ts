@@ -254,13 +254,13 @@ test('of no rows there may be any number', async () => {
     type: 'float32',
   });
   for (const each of [layer, lrkvLayer(lrkvWeights())]) {
-    for (const dims of [
+    for (const [batch, n] of [
       [2 ** 40, 0],
       [0, 2 ** 40],
       [0, 0],
-    ] as const) {
-      expect(each.forwardSync(none(...dims)).dims).toEqual([...dims, 20]);
-      expect((await each.forward(none(...dims))).dims).toEqual([...dims, 20]);
+    ]) {
+      expect(each.forwardSync(none(batch, n)).dims).toEqual([batch, n, 20]);
+      expect((await each.forward(none(batch, n))).dims).toEqual([batch, n, 20]);
     }
   }
   using cache = layer.createCache();

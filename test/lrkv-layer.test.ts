@@ -12,8 +12,8 @@ import { guarded, normal, types } from './data';
 import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
 import {
+  checkSplits,
   itemOf,
-  joined,
   type LrkvLayerShape,
   layerWeights,
   lrkvBiases,
@@ -201,14 +201,7 @@ describe('with caches', () => {
 
   test.each(causal)('%s: a prompt and then steps, at every split', (_name, given) => {
     const { weights, layer, hidden, meaning } = setUp({ ...given, batch: 1, n: 9, keyLengths: undefined });
-    const expected = expectLrkvLayer(hidden, weights, { ...meaning, keyLengths: undefined });
-    for (let split = 0; split <= 9; split++) {
-      using cache = layer.createCache();
-      const parts = [layer.forwardSync(rowsOf(hidden, 0, split), { caches: [cache] })];
-      for (let i = split; i < 9; i++) parts.push(layer.stepSync(rowsOf(hidden, i, i + 1), [cache]));
-      expect(cache.length).toBe(9);
-      compare(joined(parts), expected, `split at ${split}`);
-    }
+    checkSplits(layer, hidden, expectLrkvLayer(hidden, weights, { ...meaning, keyLengths: undefined }));
   });
 
   test('a cache as it is asked for', () => {

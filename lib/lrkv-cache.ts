@@ -100,8 +100,9 @@ export function newLrkvCache(model: CheckedLrkvModel, wanted: Pick<KvCacheOption
  * rotate latents' sums at each step; only values are factored then. See `ratio`.
  *
  * Every call sees the cache as it was when the call was made: `append`, `truncate`, `fork` and `dispose` are safe while
- * `attend` calls are in flight, and any number of those may be. The tensors of the model are kept, not copied: do not
- * write to them while the cache is in use.
+ * `attend` calls are in flight, and any number of those may be. Float32 tensors of the model are kept, not copied: do not
+ * write to them while the cache is in use. Those of 16 bits are converted when a cache is made; its forks share them, as do
+ * all caches of one layer.
  */
 export class LrkvCache extends PagedCache {
   /** As given to the constructor, or by default. */

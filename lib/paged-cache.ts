@@ -190,7 +190,7 @@ export abstract class PagedCache {
 
   /**
    * Attention of queries over everything held, on a worker thread. By default causal, the last query standing at the
-   * last position.
+   * last position. Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
    *
    * @param query `[1, heads, queries, headDim]`, heads a multiple of the cache's
    * @returns `[1, heads, queries, valueDim]` of query's type

@@ -62,7 +62,8 @@ export interface LayerCacheOptions {
  * Calls on one cache take turns in the order in which they were made, awaited or not: each begins at the length that the one
  * before it left. One that fails or is aborted leaves its caches as they were. While a call is in flight, its caches refuse to
  * be appended to or truncated by hand, and if one is disposed the call fails. What else is done with them meanwhile, as
- * attention or a fork, may find the call's positions in them. Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
+ * attention or a fork, may find the call's positions in them. Do not write to the tensors of a call, nor transfer their
+ * buffers, before its promise settles.
  */
 export interface AttentionLayer<Cache> {
   /** Columns of hidden states that go in. */

@@ -60,7 +60,7 @@ export class KvCache extends PagedCache {
       const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
       const rows = checkKeyValueRows(key, value, memory, 1, checkLayout(layout));
       // Only now: the caller's getters have run.
-      checkAtRest('cache', this);
+      checkAtRest('cache', memory);
       appendKeyValues(memory, rows, 'key');
     });
   }

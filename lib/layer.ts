@@ -169,7 +169,7 @@ export function checkLayerOptions(
 }
 
 /** A checked call of a layer. */
-interface Plan<Cache> {
+interface Plan {
   readonly input: Operand;
   readonly batch: number;
   readonly n: number;
@@ -177,7 +177,7 @@ interface Plan<Cache> {
   readonly result: Tensor;
   /** Valid positions of each batch item. */
   readonly lengths: Int32Array | undefined;
-  readonly caches: readonly Cache[] | undefined;
+  readonly caches: readonly CacheMemory[] | undefined;
   readonly how: CallOptions;
 }
 
@@ -225,7 +225,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     return yield* this.#run(this.#plan(hidden, { ...options, caches: caches ?? null }), atOnce);
   }
 
-  #plan(hidden: Tensor, options: StepOptions & { readonly caches?: unknown }): Plan<Cache> {
+  #plan(hidden: Tensor, options: StepOptions & { readonly caches?: unknown }): Plan {
     const { modelDim, outDim } = this;
     const input = checkTensor('hidden', hidden, 3);
     const [batch, n, columns] = input.dims as [number, number, number];
@@ -239,40 +239,35 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     return { input, batch, n, output, result: out ?? (output as Tensor), lengths, caches, how };
   }
 
-  #checkCaches(caches: unknown, batch: number): Cache[] {
-    const seen = new Set<unknown>();
-    const check = (item: unknown, index: number): Cache => {
+  #checkCaches(caches: unknown, batch: number): CacheMemory[] {
+    const seen = new Set<CacheMemory>();
+    const check = (item: unknown, index: number): CacheMemory => {
       const name = `caches[${index}]`;
-      this.#mechanism.checkShape(name, this.#memoryOf(name, item));
-      if (seen.has(item)) throw expected('ERR_ARGUMENT', name, 'a cache not listed before', item);
-      seen.add(item);
-      return item as Cache;
+      const memory = memoryOf(name, item, this.#mechanism.kind);
+      memory.use(name);
+      this.#mechanism.checkShape(name, memory);
+      if (seen.has(memory)) throw expected('ERR_ARGUMENT', name, 'a cache not listed before', item);
+      seen.add(memory);
+      return memory;
     };
     const checked = isArray(caches) ? readList('caches', caches, (count) => count === batch, check) : undefined;
     if (checked === undefined)
       throw expected('ERR_ARGUMENT', 'caches', `an array of ${batch} caches (one a batch item)`, caches);
     for (const [index, { type }] of checked.entries()) {
-      if (type !== (checked[0] as Cache).type)
-        throw expected('ERR_TYPE', `caches[${index}]`, `type '${(checked[0] as Cache).type}' as in the first`, type);
+      const wanted = (checked[0] as CacheMemory).type;
+      if (type !== wanted) throw expected('ERR_TYPE', `caches[${index}]`, `type '${wanted}' as in the first`, type);
     }
     return checked;
   }
 
-  /** The memory of a cache in use. */
-  #memoryOf(name: string, cache: unknown): CacheMemory {
-    const memory = memoryOf(name, cache, this.#mechanism.kind);
-    memory.use(name);
-    return memory;
-  }
-
-  #run(plan: Plan<Cache>, atOnce: boolean): Steps<Tensor> {
+  #run(plan: Plan, atOnce: boolean): Steps<Tensor> {
     const { batch, n, caches, how, result } = plan;
     // Without rows nothing bounds the batch.
     if (batch * n === 0) return step({ op: nothing, operands: [], numbers: new Float64Array(), options: how, result });
     return caches === undefined ? this.#alone(plan) : this.#inTurn(plan, caches, atOnce);
   }
 
-  *#alone(plan: Plan<Cache>): Steps<Tensor> {
+  *#alone(plan: Plan): Steps<Tensor> {
     const { n, batch, lengths, how } = plan;
     const columns = yield* this.#mechanism.projection.apply(plan.input, how);
     const prepared = yield* this.#mechanism.prepare(columns, n, new Array<number>(batch).fill(0), how);
@@ -283,8 +278,8 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     return yield* this.#finish(plan, output);
   }
 
-  *#inTurn(plan: Plan<Cache>, caches: readonly Cache[], atOnce: boolean): Steps<Tensor> {
-    if (atOnce) for (const [index, cache] of caches.entries()) checkAtRest(`caches[${index}]`, cache);
+  *#inTurn(plan: Plan, caches: readonly CacheMemory[], atOnce: boolean): Steps<Tensor> {
+    if (atOnce) for (const [index, memory] of caches.entries()) checkAtRest(`caches[${index}]`, memory);
     const turn = new Turn(caches);
     try {
       const columns = yield* this.#mechanism.projection.apply(plan.input, plan.how);
@@ -293,10 +288,9 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
       try {
         return yield* this.#finish(plan, yield* this.#attendCaches(plan, columns, caches, lengths));
       } catch (error) {
-        for (const [index, cache] of caches.entries()) {
-          // A disposed one is empty. By its memory, as it is still this call's turn.
-          const length = lengths[index] as number;
-          if (cache.length > length) memoryOf(`caches[${index}]`, cache).truncate(length);
+        for (const [index, memory] of caches.entries()) {
+          // A disposed one is empty.
+          if (memory.length > (lengths[index] as number)) memory.truncate(lengths[index] as number);
         }
         throw error;
       }
@@ -306,17 +300,17 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
   }
 
   *#attendCaches(
-    plan: Plan<Cache>,
+    plan: Plan,
     columns: readonly Float32Array[],
-    caches: readonly Cache[],
+    caches: readonly CacheMemory[],
     lengths: readonly number[],
   ): Steps<Tensor> {
     const { n, how } = plan;
     const { scores } = this.#mechanism;
     const { query, rows } = yield* this.#mechanism.prepare(columns, n, lengths, how);
-    const items = caches.map((cache, index) => {
+    const items = caches.map((memory, index) => {
       const cacheName = `caches[${index}]`;
-      const memory = this.#memoryOf(cacheName, cache);
+      memory.use(cacheName);
       const count = plan.lengths?.[index] ?? n;
       if (memory.length + count > memory.capacity) {
         const received = new Text(`one of capacity ${memory.capacity} that holds ${memory.length}`);
@@ -333,7 +327,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     );
   }
 
-  *#finish({ n, output, lengths, result, how }: Plan<Cache>, attended: Tensor): Steps<Tensor> {
+  *#finish({ n, output, lengths, result, how }: Plan, attended: Tensor): Steps<Tensor> {
     const isValid = (row: number): boolean =>
       lengths === undefined || row % n < (lengths[Math.floor(row / n)] as number);
     yield* applyInto(attended, this.#mechanism.output, output, isValid, how);

@@ -141,7 +141,7 @@ export class LrkvCache extends PagedCache {
       const checked = checkLrkvRows(checkOptions<LrkvRows>('rows', rows, rowNames), 1);
       checkLrkvColumns(checked, modelOf(memory));
       // Only now: the caller's getters have run.
-      checkAtRest('cache', this);
+      checkAtRest('cache', memory);
       appendLrkvRows(memory, checked, 'keyBase');
     });
   }
@@ -197,8 +197,8 @@ function* projected(
   const checked = checkHidden(hidden, projections, options, modelOf(memory));
   memory.use('cache');
   memory.checkRoom('hidden', checked.count);
-  if (atOnce) checkAtRest('cache', cache);
-  const turn = new Turn([cache]);
+  if (atOnce) checkAtRest('cache', memory);
+  const turn = new Turn([memory]);
   try {
     const rows = yield* projectHidden(checked);
     yield* step(turn.wait(checked.options));

@@ -226,7 +226,7 @@ export abstract class PagedCache {
     guard(PagedCache.prototype.truncate, () => {
       const memory = memoryOf('cache', this);
       memory.use('cache');
-      checkAtRest('cache', this);
+      checkAtRest('cache', memory);
       memory.truncate(length);
     });
   }

@@ -13,6 +13,7 @@ import {
   ropeFrequencies,
   type Tensor,
 } from '../lib';
+import { memoryOf } from '../lib/paged-cache';
 import { Turn } from '../lib/turns';
 import { filled, normal } from './data';
 import { smallCache } from './entries';
@@ -421,7 +422,7 @@ describe('appendHidden', () => {
 
   test('aborted while it waits for its turn', async () => {
     using cache = smallLrkvCache();
-    const before = new Turn([cache]);
+    const before = new Turn([memoryOf('cache', cache)]);
     const controller = new AbortController();
     const waiting = cache.appendHidden(hidden, lrkvProjections, { signal: controller.signal });
     // Long enough for the products, after which nothing goes on.

@@ -2,6 +2,7 @@
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 
 import { type AttentionLayer, attentionLayer, type KvCache, lrkvLayer, ropeFrequencies, type Tensor } from '../lib';
+import { memoryOf } from '../lib/paged-cache';
 import { Turn } from '../lib/turns';
 import { normal, slice } from './data';
 import { expectSameBits } from './full-run';
@@ -163,7 +164,7 @@ describe('a call that fails leaves its caches as they were', () => {
   test('aborted while it waits', async () => {
     using cache = layer.createCache();
     const { signal, abort } = controllerOf();
-    const before = new Turn([cache]);
+    const before = new Turn([memoryOf('cache', cache)]);
     const aborted = layer.forward(rows(0, 10), { caches: [cache], signal });
     const behind = layer.forward(rows(0, 10), { caches: [cache] });
     // Long enough for the projections, after which nothing goes on.

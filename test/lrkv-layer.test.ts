@@ -295,6 +295,8 @@ describe('what is refused', () => {
       await refused({ [name]: normal([1, ...dims], 1) }, { code: 'ERR_SHAPE', argument: `weights.${name}` });
     }
     await refused({ query: normal([21, 48], 1) }, { code: 'ERR_SHAPE', argument: 'weights.keyBase' });
+    for (const name of ['keyUp', 'valueUp'])
+      await refused({ [name]: normal([18, 0], 1) }, { code: 'ERR_SHAPE', argument: `weights.${name}` });
     await refused({ keyUp: normal([13, 8], 1) }, { code: 'ERR_SHAPE', argument: 'weights.keyDown' });
     await refused({ valueUp: normal([18, 7], 1) }, { code: 'ERR_SHAPE', argument: 'weights.output' });
     await refused({ keyRanks: [4, 4, 5] }, { code: 'ERR_SHAPE', argument: 'weights.keyRanks' });

@@ -333,6 +333,10 @@ describe('appendHidden', () => {
       ...(['keyBase', 'keyDown', 'valueBase', 'valueDown'] as const).flatMap((name): [unknown[], Refusal][] => [
         [[hidden, { ...lrkvProjections, [name]: undefined }], { code: 'ERR_TYPE', argument: name }],
         [[hidden, { ...lrkvProjections, [name]: normal([9, 4], 1) }], shape(name)],
+        [[hidden, { ...lrkvProjections, [name]: normal([4], 1) }], shape(name)],
+        [[hidden, { ...lrkvProjections, [`${name}Bias`]: 3 }], { code: 'ERR_TYPE', argument: `${name}Bias` }],
+        [[hidden, { ...lrkvProjections, [`${name}Bias`]: normal([3], 1) }], shape(`${name}Bias`)],
+        [[hidden, { ...lrkvProjections, [`${name}Bias`]: normal([1, 4], 1) }], shape(`${name}Bias`)],
       ]),
       [[hidden, lrkvProjections, { threads: 0 }], argument('threads', '0')],
       [[hidden, lrkvProjections, { out: hidden }], argument('out')],

@@ -1,9 +1,9 @@
 /** What `appendHidden` appends: the rows that its projections make of hidden states. */
-import { LrkvCache, type LrkvProjections, type LrkvRows, matmulSync, type Tensor } from '../lib';
+import { type LrkvProjections, type LrkvRows, matmulSync, type Tensor } from '../lib';
 import { normal, slice, types } from './data';
 import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
-import { lrkvModel, lrkvProjections } from './lrkv-small';
+import { lrkvCacheOf, lrkvProjections } from './lrkv-small';
 
 const biases = {
   keyBaseBias: normal([8], 61),
@@ -40,18 +40,17 @@ function rowsOf(hidden: Tensor, projections: LrkvProjections): LrkvRows {
   };
 }
 
-const shape = { heads: 2, headDim: 8, valueDim: 6, ...lrkvModel };
 const q = normal([1, 4, 5, 8], 65);
 
 describe.each(Object.entries(projectionsOf))('%s', (_name, projections) => {
   test.each(types)('%s hidden states: the rows that products and sums give', async (type) => {
     for (const cacheType of types) {
       const hidden = normal([1, 203, 10], 66, type);
-      using wanted = new LrkvCache({ ...shape, type: cacheType });
+      using wanted = lrkvCacheOf({ type: cacheType });
       wanted.append(rowsOf(hidden, projections));
-      using sync = new LrkvCache({ ...shape, type: cacheType });
+      using sync = lrkvCacheOf({ type: cacheType });
       sync.appendHiddenSync(hidden, projections);
-      using later = new LrkvCache({ ...shape, type: cacheType });
+      using later = lrkvCacheOf({ type: cacheType });
       await later.appendHidden(hidden, projections, { threads: 2 });
       for (const cache of [sync, later]) {
         expect(cache.length).toBe(203);
@@ -62,8 +61,8 @@ describe.each(Object.entries(projectionsOf))('%s', (_name, projections) => {
 
   test('in portions, the empty one among them', async () => {
     const hidden = normal([1, 140, 10], 67);
-    using wanted = new LrkvCache(shape);
-    using cache = new LrkvCache(shape);
+    using wanted = lrkvCacheOf();
+    using cache = lrkvCacheOf();
     for (const [from, to] of [
       [0, 1],
       [1, 1],
@@ -83,9 +82,9 @@ test('a cache without bases or without latents', () => {
   const none = { keyBase: normal([10, 0], 1), valueBase: normal([10, 0], 1) };
   const projections = { ...lrkvProjections, ...none, keyBaseBias: normal([0], 1) };
   const hidden = normal([1, 9, 10], 68);
-  using wanted = new LrkvCache({ ...shape, keyBaseDim: 0, valueBaseDim: 0 });
+  using wanted = lrkvCacheOf({ keyBaseDim: 0, valueBaseDim: 0 });
   wanted.append(rowsOf(hidden, projections));
-  using cache = new LrkvCache({ ...shape, keyBaseDim: 0, valueBaseDim: 0 });
+  using cache = lrkvCacheOf({ keyBaseDim: 0, valueBaseDim: 0 });
   cache.appendHiddenSync(hidden, projections);
   expectSameBits(cache.attendSync(q), wanted.attendSync(q));
 });
@@ -94,9 +93,9 @@ test('biases are copied when the call is made', async () => {
   const hidden = normal([1, 50, 10], 69);
   const keyBaseBias = normal([8], 61);
   const projections = { ...lrkvProjections, ...biases, keyBaseBias };
-  using wanted = new LrkvCache(shape);
+  using wanted = lrkvCacheOf();
   wanted.appendHiddenSync(hidden, projections);
-  using cache = new LrkvCache(shape);
+  using cache = lrkvCacheOf();
   const pending = cache.appendHidden(hidden, projections);
   (keyBaseBias.data as Float32Array).fill(NaN);
   await pending;

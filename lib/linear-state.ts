@@ -93,7 +93,8 @@ function checkShape(options: LinearStateOptions): CheckedShape {
   const given = checkOptions<LinearStateOptions>('options', options, stateNames);
   const shape = checkStateShape(given);
   const method = checkMethod(given);
-  return { ...shape, method, plan: planFeatures(method.featureMap, { ...shape, kvHeads: shape.heads }) };
+  const { heads: kvHeads, headDim, valueDim } = shape;
+  return { ...shape, method, plan: planFeatures(method.featureMap, { headDim, valueDim, kvHeads }) };
 }
 
 /** S and z of every head of every sequence, and how many calls on other threads read them. */

@@ -1,9 +1,10 @@
 /** A layer of exact attention. */
-import { KvCache } from './cache';
+import { appendKeyValues, KvCache } from './cache';
 import { expected, guard, Text } from './errors';
 import { attentionCall } from './full';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { operandMap, Projection } from './projection';
+import { checkKeyValueRows } from './qkv';
 import { placeRows } from './rotary';
 import type { Steps } from './steps';
 import type { Tensor } from './tensor';
@@ -39,6 +40,7 @@ function makeLayer(weights: AttentionWeights, options: LayerOptions | undefined)
       { weight: given.value, bias: given.valueBias },
     ]),
     output: operandMap({ weight: given.output, bias: given.outputBias }),
+    inPlace: [],
 
     createCache: (wanted) => new KvCache({ ...cacheShape, ...wanted }),
 
@@ -67,6 +69,7 @@ function makeLayer(weights: AttentionWeights, options: LayerOptions | undefined)
 
     attend: ({ query, rows: [key, value] }, all) => attentionCall(query, key as Tensor, value as Tensor, all, false),
 
-    append: (cache, [key, value]) => cache.append(key as Tensor, value as Tensor, { layout: 'blhd' }),
+    append: (memory, [key, value]) =>
+      appendKeyValues(memory, checkKeyValueRows(key as Tensor, value as Tensor, memory, 1, true), 'hidden'),
   });
 }

@@ -51,7 +51,8 @@ export function attendCall(
   const rows = queries.map((each) => each.queries);
   const mask = checkMask(options.mask, [1, heads, rows[0] as number, first.length]);
   const scores = scoreNumbers(options, true, headDim, mask);
-  const inputs = [...queries.map(({ query }) => query.data), mask.data];
+  const modelOperands = model === null ? [] : lrkvModelOperands(model);
+  const inputs = [...queries.map(({ query }) => query.data), mask.data, ...modelOperands];
   const outputs = rows.map((count) => {
     const dims = outputDims({ batch: 1, heads, queries: count, valueDim, rowsBeforeHeads });
     return options.out === undefined ? (allocate('out', dims, type) as Operand) : checkOut(options.out, dims, inputs);
@@ -69,7 +70,7 @@ export function attendCall(
       lses?.map(({ data }) => data) ?? null,
       mask.data === null ? null : [mask.data],
       sinks,
-      ...(model === null ? [] : lrkvModelOperands(model)),
+      ...modelOperands,
     ],
     // Not Float64Array.of: a call takes only so many arguments, a batch may be longer.
     numbers: Float64Array.from([

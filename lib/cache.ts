@@ -4,6 +4,7 @@ import { expected, guard } from './errors';
 import type { Layout } from './full-options';
 import { addon, typeNumbers } from './native';
 import {
+  type CacheMemory,
   type CacheStart,
   cacheOptionNames,
   checkCacheShape,
@@ -13,8 +14,9 @@ import {
   PagedCache,
   startOf,
 } from './paged-cache';
-import { checkKeyValueRows, mostExtent } from './qkv';
+import { checkKeyValueRows, type KeyValueRows, mostExtent } from './qkv';
 import type { Tensor } from './tensor';
+import { checkAtRest } from './turns';
 
 const optionNames: ReadonlySet<string> = new Set(cacheOptionNames);
 const appendOptionNames: ReadonlySet<string> = new Set(['layout']);
@@ -48,18 +50,18 @@ export class KvCache extends PagedCache {
    * @param key `[1, heads, n, headDim]`
    * @param value `[1, heads, n, valueDim]`, of key's type
    * @param options `layout`: axis order, `'blhd'` for `[1, n, heads, dim]`
-   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_MEMORY, ERR_CLOSED; the cache is then as it was
+   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_MEMORY, ERR_CLOSED; ERR_ARGUMENT for a layout that is none, and while a
+   *   call of a layer on this cache is in flight, behind which the positions would have to come. The cache is then as it was
    */
   append(key: Tensor, value: Tensor, options?: { readonly layout?: Layout }): void {
     guard(KvCache.prototype.append, () => {
       const memory = memoryOf('cache', this, 'a KvCache');
       memory.use('cache');
       const { layout } = checkOptions<{ layout?: Layout }>('options', options, appendOptionNames);
-      const rowsBeforeHeads = checkLayout(layout);
-      const rows = checkKeyValueRows(key, value, memory, 1, rowsBeforeHeads);
-      memory.checkRoom('key', rows.count);
-      const numbers = Float64Array.of(typeNumbers[rows.key.type], rows.count, rowsBeforeHeads ? 1 : 0);
-      memory.append(rows.count, (native) => native.append([rows.key.data, rows.value.data], numbers));
+      const rows = checkKeyValueRows(key, value, memory, 1, checkLayout(layout));
+      // Only now: the caller's getters have run.
+      checkAtRest('cache', memory);
+      appendKeyValues(memory, rows, 'key');
     });
   }
 
@@ -72,4 +74,11 @@ export class KvCache extends PagedCache {
   fork(): KvCache {
     return guard(KvCache.prototype.fork, () => new KvCache(optionsOf(memoryOf('cache', this, 'a KvCache').fork())));
   }
+}
+
+/** Appends rows that fit the cache, whoever's turn it is; `name` is what brings them. */
+export function appendKeyValues(memory: CacheMemory, rows: KeyValueRows, name: string): void {
+  const { key, value, count, rowsBeforeHeads } = rows;
+  const numbers = Float64Array.of(typeNumbers[key.type], count, rowsBeforeHeads ? 1 : 0);
+  memory.append(name, count, (native) => native.append([key.data, value.data], numbers));
 }

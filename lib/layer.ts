@@ -1,9 +1,9 @@
 /** What all attention layers have in common: hidden states in, hidden states out. */
 import type { KvCache } from './cache';
 import { attendCall } from './cache-attend';
-import { type Call, type CallOptions, callOptionNames } from './call';
+import { type Call, type CallOptions, callOptionNames, nothing } from './call';
 import { checkLengths, checkOptions, checkOut, checkTensor, type Operand } from './check';
-import { expected, guard } from './errors';
+import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import {
   type AttentionOptions,
@@ -19,7 +19,7 @@ import { applyInto, type OperandMap, type Projection } from './projection';
 import { isArray, readList } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
 import { allocate, type DataType, type Tensor } from './tensor';
-import { isTaken, Turn } from './turns';
+import { checkAtRest, Turn } from './turns';
 import type { AttentionShape } from './weights';
 
 /** What a layer computes beside what its weights say. */
@@ -60,9 +60,10 @@ export interface LayerCacheOptions {
  * many threads run. A layer holds no native memory; its caches are disposed by their owner.
  *
  * Calls on one cache take turns in the order in which they were made, awaited or not: each begins at the length that the one
- * before it left. One that fails or is aborted leaves its caches as they were. While a call is in flight, do not append to
- * its caches, truncate or dispose them by hand: it would fail. A fork that is made meanwhile may hold what it has appended.
- * Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
+ * before it left. One that fails or is aborted leaves its caches as they were. While a call is in flight, its caches refuse to
+ * be appended to or truncated by hand, and if one is disposed the call fails. What else is done with them meanwhile, as
+ * attention or a fork, may find the call's positions in them. Do not write to the tensors of a call, nor transfer their
+ * buffers, before its promise settles.
  */
 export interface AttentionLayer<Cache> {
   /** Columns of hidden states that go in. */
@@ -121,6 +122,8 @@ export interface Mechanism<Cache extends LayerCache> {
   /** Of everything that reads hidden states. */
   readonly projection: Projection;
   readonly output: OperandMap;
+  /** Memory of other weights that stay where they are. */
+  readonly inPlace: readonly (ArrayBufferView | null)[];
   createCache(options: LayerCacheOptions): Cache;
   /** Of the layer's caches. */
   readonly kind: CacheKind;
@@ -138,7 +141,7 @@ export interface Mechanism<Cache extends LayerCache> {
   ): Steps<PreparedRows>;
   attend(prepared: PreparedRows, options: AttentionOptions): Call<AttentionWithLse>;
   /** Appends `[1, count, …]` of each of the rows. */
-  append(cache: Cache, rows: readonly Tensor[]): void;
+  append(memory: CacheMemory, rows: readonly Tensor[]): void;
 }
 
 const layerOptionNames: ReadonlySet<string> = new Set(['causal', 'window', 'softcap', 'sinks']);
@@ -166,7 +169,7 @@ export function checkLayerOptions(
 }
 
 /** A checked call of a layer. */
-interface Plan<Cache> {
+interface Plan {
   readonly input: Operand;
   readonly batch: number;
   readonly n: number;
@@ -174,7 +177,7 @@ interface Plan<Cache> {
   readonly result: Tensor;
   /** Valid positions of each batch item. */
   readonly lengths: Int32Array | undefined;
-  readonly caches: readonly Cache[] | undefined;
+  readonly caches: readonly CacheMemory[] | undefined;
   readonly how: CallOptions;
 }
 
@@ -222,7 +225,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     return yield* this.#run(this.#plan(hidden, { ...options, caches: caches ?? null }), atOnce);
   }
 
-  #plan(hidden: Tensor, options: StepOptions & { readonly caches?: unknown }): Plan<Cache> {
+  #plan(hidden: Tensor, options: StepOptions & { readonly caches?: unknown }): Plan {
     const { modelDim, outDim } = this;
     const input = checkTensor('hidden', hidden, 3);
     const [batch, n, columns] = input.dims as [number, number, number];
@@ -231,42 +234,40 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     const lengths = keyLengths === undefined ? undefined : checkLengths('keyLengths', keyLengths, batch, n);
     const caches = givenCaches === undefined ? undefined : this.#checkCaches(givenCaches, batch);
     const dims = [batch, n, outDim];
-    const inputs = [input.data, this.#mechanism.output.weight.data];
+    const inputs = [input.data, this.#mechanism.output.weight.data, ...this.#mechanism.inPlace];
     const output = out === undefined ? (allocate('out', dims, input.type) as Operand) : checkOut(out, dims, inputs);
     return { input, batch, n, output, result: out ?? (output as Tensor), lengths, caches, how };
   }
 
-  #checkCaches(caches: unknown, batch: number): Cache[] {
-    const seen = new Set<unknown>();
-    const check = (item: unknown, index: number): Cache => {
+  #checkCaches(caches: unknown, batch: number): CacheMemory[] {
+    const seen = new Set<CacheMemory>();
+    const check = (item: unknown, index: number): CacheMemory => {
       const name = `caches[${index}]`;
-      this.#mechanism.checkShape(name, this.#memoryOf(name, item));
-      if (seen.has(item)) throw expected('ERR_ARGUMENT', name, 'a cache not listed before', item);
-      seen.add(item);
-      return item as Cache;
+      const memory = memoryOf(name, item, this.#mechanism.kind);
+      memory.use(name);
+      this.#mechanism.checkShape(name, memory);
+      if (seen.has(memory)) throw expected('ERR_ARGUMENT', name, 'a cache not listed before', item);
+      seen.add(memory);
+      return memory;
     };
     const checked = isArray(caches) ? readList('caches', caches, (count) => count === batch, check) : undefined;
     if (checked === undefined)
       throw expected('ERR_ARGUMENT', 'caches', `an array of ${batch} caches (one a batch item)`, caches);
     for (const [index, { type }] of checked.entries()) {
-      if (type !== (checked[0] as Cache).type)
-        throw expected('ERR_TYPE', `caches[${index}]`, `type '${(checked[0] as Cache).type}' as in the first`, type);
+      const wanted = (checked[0] as CacheMemory).type;
+      if (type !== wanted) throw expected('ERR_TYPE', `caches[${index}]`, `type '${wanted}' as in the first`, type);
     }
     return checked;
   }
 
-  /** The memory of a cache in use. */
-  #memoryOf(name: string, cache: unknown): CacheMemory {
-    const memory = memoryOf(name, cache, this.#mechanism.kind);
-    memory.use(name);
-    return memory;
+  #run(plan: Plan, atOnce: boolean): Steps<Tensor> {
+    const { batch, n, caches, how, result } = plan;
+    // Without rows nothing bounds the batch.
+    if (batch * n === 0) return step({ op: nothing, operands: [], numbers: new Float64Array(), options: how, result });
+    return caches === undefined ? this.#alone(plan) : this.#inTurn(plan, caches, atOnce);
   }
 
-  #run(plan: Plan<Cache>, atOnce: boolean): Steps<Tensor> {
-    return plan.caches === undefined ? this.#alone(plan) : this.#inTurn(plan, plan.caches, atOnce);
-  }
-
-  *#alone(plan: Plan<Cache>): Steps<Tensor> {
+  *#alone(plan: Plan): Steps<Tensor> {
     const { n, batch, lengths, how } = plan;
     const columns = yield* this.#mechanism.projection.apply(plan.input, how);
     const prepared = yield* this.#mechanism.prepare(columns, n, new Array<number>(batch).fill(0), how);
@@ -277,10 +278,8 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     return yield* this.#finish(plan, output);
   }
 
-  *#inTurn(plan: Plan<Cache>, caches: readonly Cache[], atOnce: boolean): Steps<Tensor> {
-    const taken = atOnce ? caches.findIndex(isTaken) : -1;
-    if (taken >= 0)
-      throw expected('ERR_ARGUMENT', `caches[${taken}]`, 'a cache that no call in flight has', caches[taken]);
+  *#inTurn(plan: Plan, caches: readonly CacheMemory[], atOnce: boolean): Steps<Tensor> {
+    if (atOnce) for (const [index, memory] of caches.entries()) checkAtRest(`caches[${index}]`, memory);
     const turn = new Turn(caches);
     try {
       const columns = yield* this.#mechanism.projection.apply(plan.input, plan.how);
@@ -289,9 +288,9 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
       try {
         return yield* this.#finish(plan, yield* this.#attendCaches(plan, columns, caches, lengths));
       } catch (error) {
-        for (const [index, cache] of caches.entries()) {
+        for (const [index, memory] of caches.entries()) {
           // A disposed one is empty.
-          if (cache.length > (lengths[index] as number)) cache.truncate(lengths[index] as number);
+          if (memory.length > (lengths[index] as number)) memory.truncate(lengths[index] as number);
         }
         throw error;
       }
@@ -301,29 +300,26 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
   }
 
   *#attendCaches(
-    plan: Plan<Cache>,
+    plan: Plan,
     columns: readonly Float32Array[],
-    caches: readonly Cache[],
+    caches: readonly CacheMemory[],
     lengths: readonly number[],
   ): Steps<Tensor> {
-    const { n, batch, how } = plan;
+    const { n, how } = plan;
     const { scores } = this.#mechanism;
     const { query, rows } = yield* this.#mechanism.prepare(columns, n, lengths, how);
-    const items = caches.map((cache, index) => {
+    const items = caches.map((memory, index) => {
       const cacheName = `caches[${index}]`;
-      const memory = this.#memoryOf(cacheName, cache);
-      if (cache.length !== lengths[index])
-        throw expected('ERR_ARGUMENT', cacheName, 'a cache that stays as it was when the call began', cache);
+      memory.use(cacheName);
       const count = plan.lengths?.[index] ?? n;
-      if (cache.length + count > cache.capacity) {
-        const room = `room for ${count} more positions than ${cache.length} (capacity ${cache.capacity})`;
-        throw expected('ERR_MEMORY', cacheName, room, cache);
+      if (memory.length + count > memory.capacity) {
+        const received = new Text(`one of capacity ${memory.capacity} that holds ${memory.length}`);
+        throw expected('ERR_MEMORY', cacheName, `a cache with room for ${count} more positions`, received);
       }
       const own = rows.map((each) => firstRows(each, index, count));
-      return { name: 'hidden', cacheName, cache, memory, query: firstRows(query, index, count), rows: own };
+      return { name: 'hidden', cacheName, memory, query: firstRows(query, index, count), rows: own };
     });
-    for (const item of items) this.#mechanism.append(item.cache, item.rows);
-    if (batch === 0) return query;
+    for (const item of items) this.#mechanism.append(item.memory, item.rows);
     const outputs = yield* step(attendCall(items, { ...scores, ...how }, false));
     return gathered(
       outputs.map(({ output }) => output),
@@ -331,7 +327,7 @@ export class Layer<Cache extends LayerCache> implements AttentionLayer<Cache> {
     );
   }
 
-  *#finish({ n, output, lengths, result, how }: Plan<Cache>, attended: Tensor): Steps<Tensor> {
+  *#finish({ n, output, lengths, result, how }: Plan, attended: Tensor): Steps<Tensor> {
     const isValid = (row: number): boolean =>
       lengths === undefined || row % n < (lengths[Math.floor(row / n)] as number);
     yield* applyInto(attended, this.#mechanism.output, output, isValid, how);

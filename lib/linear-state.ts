@@ -9,7 +9,7 @@ import {
   runAsync,
   runSync,
 } from './call';
-import { checkBoolTensor, checkInteger, checkOptions, type Operand } from './check';
+import { checkBoolTensor, checkOptions, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { type FeatureMap, type FeaturePlan, planFeatures } from './features';
 import type { Layout } from './full-options';
@@ -29,29 +29,21 @@ import {
 } from './linear-call';
 import { addon, type NativeOp, type Outcome } from './native';
 import {
-  checkHeadShape,
   checkKeyValueRows,
   checkQueryRows,
-  type HeadShape,
-  mostExtent,
+  checkStateShape,
   outputOf,
   type Qkv,
+  type StateOptions,
+  type StateShape,
+  stateOptionNames,
   stateTensorNames,
 } from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
 /** What a {@link LinearState} holds, and the method it is for. */
-export interface LinearStateOptions extends LinearMethod {
-  /** Key/value heads, >= 1. */
-  readonly heads: number;
-  /** Head size of queries and keys, >= 1. */
-  readonly headDim: number;
-  /** Head size of the values, >= 1. Default headDim. */
-  readonly valueDim?: number;
-  /** Sequences, >= 1, all of the same length. Default 1. */
-  readonly batch?: number;
-}
+export interface LinearStateOptions extends StateOptions, LinearMethod {}
 
 /** What goes into a state beside keys and values. */
 export interface UpdateInputs {
@@ -87,12 +79,11 @@ export interface LinearAttendOptions extends CallOptions {
 }
 
 export const updateNames = ['decay', 'beta', 'keyMask'] as const;
-const stateNames: ReadonlySet<string> = new Set(['heads', 'headDim', 'valueDim', 'batch', ...methodNames]);
+const stateNames: ReadonlySet<string> = new Set([...stateOptionNames, ...methodNames]);
 const appendNames: ReadonlySet<string> = new Set([...outlessOptionNames, ...updateNames, 'layout']);
 const attendNames: ReadonlySet<string> = new Set([...callOptionNames, 'layout']);
 
-interface CheckedShape extends HeadShape {
-  readonly batch: number;
+interface CheckedShape extends StateShape {
   readonly method: CheckedMethod;
   readonly plan: FeaturePlan;
 }
@@ -100,11 +91,10 @@ interface CheckedShape extends HeadShape {
 function checkShape(options: LinearStateOptions): CheckedShape {
   if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ heads, headDim, featureMap, … }', options);
   const given = checkOptions<LinearStateOptions>('options', options, stateNames);
-  const { heads, headDim, valueDim } = checkHeadShape(given);
-  const batch = given.batch === undefined ? 1 : checkInteger('batch', given.batch, 1, mostExtent);
+  const shape = checkStateShape(given);
   const method = checkMethod(given);
-  const plan = planFeatures(method.featureMap, { headDim, valueDim, kvHeads: heads });
-  return { heads, headDim, valueDim, batch, method, plan };
+  const { heads: kvHeads, headDim, valueDim } = shape;
+  return { ...shape, method, plan: planFeatures(method.featureMap, { headDim, valueDim, kvHeads }) };
 }
 
 /** S and z of every head of every sequence, and how many calls on other threads read them. */

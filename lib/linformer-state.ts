@@ -9,7 +9,7 @@ import {
   runAsync,
   runSync,
 } from './call';
-import { checkBoolTensor, checkInteger, checkOptions, type Operand } from './check';
+import { checkBoolTensor, checkOptions, type Operand } from './check';
 import { expected, guard, Text } from './errors';
 import { checkScale, type Layout } from './full-options';
 import {
@@ -21,29 +21,21 @@ import {
 } from './linformer';
 import { addon, type NativeOp } from './native';
 import {
-  checkHeadShape,
   checkKeyValueRows,
   checkQueryRows,
-  type HeadShape,
-  mostExtent,
+  checkStateShape,
   outputOf,
   type Qkv,
+  type StateOptions,
+  type StateShape,
+  stateOptionNames,
   stateTensorNames,
 } from './qkv';
 import { view } from './read';
 import type { BoolTensor, Tensor } from './tensor';
 
 /** What a {@link LinformerState} sums. */
-export interface LinformerStateOptions extends LinformerProjections {
-  /** Key/value heads, >= 1. */
-  readonly heads: number;
-  /** Head size of the keys, >= 1. */
-  readonly headDim: number;
-  /** Head size of the values, >= 1. Default headDim. */
-  readonly valueDim?: number;
-  /** Sequences that grow together, >= 1. Default 1. */
-  readonly batch?: number;
-}
+export interface LinformerStateOptions extends StateOptions, LinformerProjections {}
 
 /** Options of {@link LinformerState.append}. */
 export interface LinformerAppendOptions extends Omit<CallOptions, 'out'> {
@@ -64,31 +56,22 @@ export interface LinformerAttendOptions extends CallOptions {
   readonly layout?: Layout;
 }
 
-const stateOptionNames: ReadonlySet<string> = new Set([
-  'keyProjection',
-  'valueProjection',
-  'heads',
-  'headDim',
-  'valueDim',
-  'batch',
-]);
+const optionNames: ReadonlySet<string> = new Set(['keyProjection', 'valueProjection', ...stateOptionNames]);
 const appendOptionNames: ReadonlySet<string> = new Set([...outlessOptionNames, 'keyMask', 'layout']);
 const attendOptionNames: ReadonlySet<string> = new Set([...callOptionNames, 'scale', 'layout']);
 
-interface CheckedState extends HeadShape {
-  readonly batch: number;
+interface CheckedState extends StateShape {
   readonly projections: CheckedProjections;
   readonly memory: Memory;
 }
 
 function checkState(options: LinformerStateOptions): CheckedState {
   if (options === undefined) throw expected('ERR_ARGUMENT', 'options', '{ keyProjection, heads, headDim, … }', options);
-  const given = checkOptions<LinformerStateOptions>('options', options, stateOptionNames);
-  const shape = checkHeadShape(given);
-  const batch = given.batch === undefined ? 1 : checkInteger('batch', given.batch, 1, mostExtent);
+  const given = checkOptions<LinformerStateOptions>('options', options, optionNames);
+  const shape = checkStateShape(given);
   const projections = checkProjections(given, shape.heads);
-  const rows = batch * shape.heads * projections.projected;
-  return { ...shape, batch, projections, memory: newMemory(rows * (shape.headDim + shape.valueDim)) };
+  const rows = shape.batch * shape.heads * projections.projected;
+  return { ...shape, projections, memory: newMemory(rows * (shape.headDim + shape.valueDim)) };
 }
 
 /**

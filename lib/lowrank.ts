@@ -13,7 +13,7 @@ import { checkScale, type Layout } from './full-options';
 import { float64 } from './linalg';
 import { type Product, productCall } from './matmul';
 import { addon, typeNumbers } from './native';
-import { checkQk, type Qk } from './qkv';
+import { checkQk, type Qk, qkExtents } from './qkv';
 import { checkSeed } from './random';
 import { attempt } from './read';
 import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
@@ -202,7 +202,7 @@ export function checkPowerIterations(iterations: unknown): number {
 /** The native call of a decomposition. */
 export function sketchCall(plan: SketchPlan, options: SketchOptions): Call<Sketch> {
   const { qk, rank, oversample, powerIterations, energy, withEnergies, withFactors } = plan;
-  const { query, key, batch, heads, kvHeads, queries, keys, headDim, rowsBeforeHeads } = qk;
+  const { query, key, batch, heads, queries, keys, headDim, rowsBeforeHeads } = qk;
   const causal = checkFlag('causal', options.causal);
   const scale = checkScale(options.scale, headDim);
   const seed = options.seed === undefined ? 0 : checkSeed(options.seed);
@@ -219,12 +219,7 @@ export function sketchCall(plan: SketchPlan, options: SketchOptions): Call<Sketc
     numbers: Float64Array.of(
       typeNumbers[query.type],
       typeNumbers[key.type],
-      batch,
-      heads,
-      kvHeads,
-      queries,
-      keys,
-      headDim,
+      ...qkExtents(qk),
       rowsBeforeHeads ? 1 : 0,
       scale,
       causal ? 1 : 0,

@@ -1,5 +1,5 @@
 import { checkInteger, checkOptions } from './check';
-import { atCallOf, expected, guard } from './errors';
+import { expected, guard } from './errors';
 import { checkHidden, type LrkvAppendOptions, type LrkvProjections, projectHidden } from './lrkv-hidden';
 import {
   type CheckedLrkvModel,
@@ -20,7 +20,7 @@ import {
   lrkvRowNames,
   lrkvRowOperands,
 } from './lrkv-rows';
-import { addon, type NativeCache, type Outcome, typeNumbers } from './native';
+import { addon, typeNumbers } from './native';
 import {
   type CacheMemory,
   type CacheShape,
@@ -34,8 +34,9 @@ import {
   startOf,
 } from './paged-cache';
 import { mostExtent } from './qkv';
-import { runStepsAsync, runStepsSync, type Steps } from './steps';
+import { runStepsAsync, runStepsSync, type Steps, step } from './steps';
 import type { Tensor } from './tensor';
+import { checkAtRest, Turn } from './turns';
 
 /**
  * What an {@link LrkvCache} holds, and the model it is for. `heads` are key/value heads, 1 to 65536; headDim and valueDim are
@@ -99,8 +100,9 @@ export function newLrkvCache(model: CheckedLrkvModel, wanted: Pick<KvCacheOption
  * rotate latents' sums at each step; only values are factored then. See `ratio`.
  *
  * Every call sees the cache as it was when the call was made: `append`, `truncate`, `fork` and `dispose` are safe while
- * `attend` calls are in flight, and any number of those may be. The tensors of the model are kept, not copied: do not
- * write to them while the cache is in use.
+ * `attend` calls are in flight, and any number of those may be. Float32 tensors of the model are kept, not copied: do not
+ * write to them while the cache is in use. Those of 16 bits are converted when a cache is made; its forks share them, as do
+ * all caches of one layer.
  */
 export class LrkvCache extends PagedCache {
   /** As given to the constructor, or by default. */
@@ -112,14 +114,12 @@ export class LrkvCache extends PagedCache {
    * the mode `'exact'`, where keys are stored whole, it is above headDim / (headDim + valueDim).
    */
   readonly ratio: number;
-  readonly #model: CheckedLrkvModel;
 
   /** @throws AttentionError ERR_ARGUMENT, ERR_TYPE, ERR_SHAPE, ERR_UNSUPPORTED, ERR_MEMORY */
   constructor(options: LrkvCacheOptions) {
     const start = guard(LrkvCache, () => startOf(options, () => checkStart(options)));
     super(start);
     const model = start.model as CheckedLrkvModel;
-    this.#model = model;
     this.keyBaseDim = model.key.baseDim;
     this.valueBaseDim = model.value.baseDim;
     this.ratio = storedRatio(model, this.type);
@@ -129,28 +129,29 @@ export class LrkvCache extends PagedCache {
    * Appends one or many positions, on the calling thread.
    *
    * @param rows each `[1, n, columns]`, as the projections give them: keys without rotation and normalisation
-   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_MEMORY, ERR_CLOSED; ERR_ARGUMENT while an `appendHidden` of this cache is
-   *   in flight, behind which the positions would have to come. The cache is then as it was
+   * @throws AttentionError ERR_SHAPE, ERR_TYPE, ERR_MEMORY, ERR_CLOSED; ERR_ARGUMENT for a part that does not exist, and while
+   *   an `appendHidden` or a layer's call on this cache is in flight, behind which the positions would have to come. The
+   *   cache is then as it was
    */
   append(rows: LrkvRows): void {
     guard(LrkvCache.prototype.append, () => {
       const memory = memoryOf('cache', this, 'an LrkvCache');
       memory.use('cache');
-      memory.checkAtRest();
       if (rows === undefined) throw expected('ERR_ARGUMENT', 'rows', '{ keyBase, keyLatent, … }', rows);
       const checked = checkLrkvRows(checkOptions<LrkvRows>('rows', rows, rowNames), 1);
-      checkLrkvColumns(checked, this.#model);
+      checkLrkvColumns(checked, modelOf(memory));
       // Only now: the caller's getters have run.
-      memory.checkAtRest();
-      memory.checkRoom('keyBase', checked.count);
-      memory.append(checked.count, (native) => store(native, checked, this.#model));
+      checkAtRest('cache', memory);
+      appendLrkvRows(memory, checked, 'keyBase');
     });
   }
 
   /**
    * Projects hidden states and appends what comes out: matrix products on a worker thread, in float32, then an append.
-   * Calls on one cache may be in flight together: their positions are appended in the order of the calls. One that fails
-   * appends nothing, and does not stop those behind it. Other calls see the positions when the promise is fulfilled.
+   * Calls on one cache may be in flight together, those of a layer among them: their positions are appended in the order
+   * of the calls, whichever is ready first. One that fails or is aborted appends nothing, and does not stop those behind
+   * it. Other calls see the positions when the promise is fulfilled. Do not write to the tensors of a call, nor transfer
+   * their buffers, before that.
    *
    * @param hidden `[1, n, modelDim]`: what enters the layer's projections
    * @param projections each `[modelDim, columns]`
@@ -158,27 +159,15 @@ export class LrkvCache extends PagedCache {
    *   ERR_CLOSED
    */
   async appendHidden(hidden: Tensor, projections: LrkvProjections, options?: LrkvAppendOptions): Promise<void> {
-    const entry = LrkvCache.prototype.appendHidden;
-    try {
-      const memory = memoryOf('cache', this, 'an LrkvCache');
-      const { count, steps } = prepare(memory, this.#model, hidden, projections, options);
-      const rows = runStepsAsync(entry, steps);
-      await memory.appendInTurn(count, rows, (native, made) => store(native, made, this.#model));
-    } catch (error) {
-      throw atCallOf(entry, error);
-    }
+    await runStepsAsync(LrkvCache.prototype.appendHidden, projected(this, hidden, projections, options, false));
   }
 
-  /** {@link appendHidden} on the calling thread; refused with `ERR_ARGUMENT` while one of this cache is in flight. */
+  /**
+   * {@link appendHidden} on the calling thread; refused with `ERR_ARGUMENT` while a call is in flight that appends to this
+   * cache.
+   */
   appendHiddenSync(hidden: Tensor, projections: LrkvProjections, options?: LrkvAppendOptions): void {
-    const entry = LrkvCache.prototype.appendHiddenSync;
-    guard(entry, () => {
-      const memory = memoryOf('cache', this, 'an LrkvCache');
-      const { count, steps } = prepare(memory, this.#model, hidden, projections, options);
-      memory.checkAtRest();
-      const rows = runStepsSync(entry, steps);
-      memory.append(count, (native) => store(native, rows, this.#model));
-    });
+    runStepsSync(LrkvCache.prototype.appendHiddenSync, projected(this, hidden, projections, options, true));
   }
 
   /**
@@ -195,22 +184,38 @@ export class LrkvCache extends PagedCache {
   }
 }
 
-/** Checks what is to be projected and appended, and whether there is room for it. */
-function prepare(
-  memory: CacheMemory,
-  model: CheckedLrkvModel,
+/** What `appendHidden` does. */
+function* projected(
+  cache: LrkvCache,
   hidden: Tensor,
   projections: LrkvProjections,
   options: LrkvAppendOptions | undefined,
-): { readonly count: number; readonly steps: Steps<CheckedLrkvRows> } {
+  atOnce: boolean,
+): Steps<void> {
+  const memory = memoryOf('cache', cache, 'an LrkvCache');
   memory.use('cache');
-  const checked = checkHidden(hidden, projections, options, model);
+  const checked = checkHidden(hidden, projections, options, modelOf(memory));
   memory.use('cache');
   memory.checkRoom('hidden', checked.count);
-  return { count: checked.count, steps: projectHidden(checked) };
+  if (atOnce) checkAtRest('cache', memory);
+  const turn = new Turn([memory]);
+  try {
+    const rows = yield* projectHidden(checked);
+    yield* step(turn.wait(checked.options));
+    appendLrkvRows(memory, rows, 'hidden');
+  } finally {
+    turn.end();
+  }
 }
 
-function store(native: NativeCache, rows: CheckedLrkvRows, model: CheckedLrkvModel): Outcome {
+function modelOf(memory: CacheMemory): CheckedLrkvModel {
+  return memory.model as CheckedLrkvModel;
+}
+
+/** Appends rows that fit the cache, whoever's turn it is; `name` is what brings them. */
+export function appendLrkvRows(memory: CacheMemory, rows: CheckedLrkvRows, name: string): void {
+  const model = modelOf(memory);
   const numbers = Float64Array.of(typeNumbers[rows.type], rows.count, ...lrkvModelNumbers(model));
-  return native.append([...lrkvRowOperands(rows), ...lrkvModelOperands(model)], numbers);
+  const operands = [...lrkvRowOperands(rows), ...lrkvModelOperands(model)];
+  memory.append(name, rows.count, (native) => native.append(operands, numbers));
 }

@@ -1,14 +1,17 @@
 /** From hidden states to the parts of keys and values: what `appendHidden` of an LRKV cache computes. */
 import { type CallOptions, outlessOptionNames } from './call';
-import { checkOptions, checkTensor, type Operand } from './check';
+import { checkAnyTensor, checkOptions, checkTensor, type Operand } from './check';
 import { expected } from './errors';
 import type { CheckedLrkvModel } from './lrkv-model';
 import { type CheckedLrkvRows, type LrkvRowName, lrkvColumns, lrkvRowNames } from './lrkv-rows';
-import { productCall } from './matmul';
-import { type Steps, step } from './steps';
+import { applyInto, type OperandMap, operandMap } from './projection';
+import type { Steps } from './steps';
 import { allocate, type Tensor } from './tensor';
 
-/** The matrices `[modelDim, columns]` that make the parts of keys and values out of hidden states. Of any element types. */
+/**
+ * The matrices `[modelDim, columns]` that make the parts of keys and values out of hidden states, y = x·W + b. Of any
+ * element types.
+ */
 export interface LrkvProjections {
   /** W_s of keys: `[modelDim, keyBaseDim]`. */
   readonly keyBase: Tensor;
@@ -18,6 +21,14 @@ export interface LrkvProjections {
   readonly valueBase: Tensor;
   /** `[modelDim, Σ value ranks]` */
   readonly valueDown: Tensor;
+  /** `[keyBaseDim]`. Default none. */
+  readonly keyBaseBias?: Tensor;
+  /** `[Σ key ranks]`. Default none. */
+  readonly keyDownBias?: Tensor;
+  /** `[valueBaseDim]`. Default none. */
+  readonly valueBaseBias?: Tensor;
+  /** `[Σ value ranks]`. Default none. */
+  readonly valueDownBias?: Tensor;
 }
 
 /** Options of `appendHidden`. */
@@ -31,14 +42,16 @@ const projectionOf = {
   valueLatent: 'valueDown',
 } as const satisfies Record<LrkvRowName, keyof LrkvProjections>;
 
-const projectionNames: ReadonlySet<string> = new Set(Object.values(projectionOf));
+const projectionNames: ReadonlySet<string> = new Set(
+  Object.values(projectionOf).flatMap((name) => [name, `${name}Bias`]),
+);
 const optionNames: ReadonlySet<string> = new Set(outlessOptionNames);
 
 export interface CheckedHidden {
   readonly hidden: Operand;
   /** Positions. */
   readonly count: number;
-  readonly projections: Readonly<Record<LrkvRowName, Operand>>;
+  readonly projections: Readonly<Record<LrkvRowName, OperandMap>>;
   readonly options: CallOptions;
 }
 
@@ -54,27 +67,30 @@ export function checkHidden(
   if (given === undefined) throw expected('ERR_ARGUMENT', 'projections', '{ keyBase, keyDown, … }', given);
   const read = checkOptions<LrkvProjections>('projections', given, projectionNames);
   const columns = lrkvColumns(model);
-  const projections = {} as Record<LrkvRowName, Operand>;
+  const check = (name: keyof LrkvProjections, dims: readonly number[]): Tensor => {
+    const tensor = checkAnyTensor(name, read[name], dims.length);
+    if (tensor.dims.some((extent, axis) => extent !== dims[axis]))
+      throw expected('ERR_SHAPE', name, `dims [${dims.join(', ')}]`, tensor.dims);
+    return tensor;
+  };
+  const projections = {} as Record<LrkvRowName, OperandMap>;
   for (const part of lrkvRowNames) {
     const name = projectionOf[part];
-    const projection = checkTensor(name, read[name], 2);
-    if (projection.dims[0] !== modelDim || projection.dims[1] !== columns[part])
-      throw expected('ERR_SHAPE', name, `dims [${modelDim}, ${columns[part]}]`, projection.dims);
-    projections[part] = projection;
+    const weight = check(name, [modelDim, columns[part]]);
+    const bias = read[`${name}Bias`] === undefined ? undefined : check(`${name}Bias`, [columns[part]]);
+    projections[part] = operandMap({ weight, bias }, name);
   }
   return { hidden, count, projections, options: checkOptions('options', givenOptions, optionNames) };
 }
 
 /** The four products, in float32, which the cache rounds to its type once. */
 export function* projectHidden({ hidden, count, projections, options }: CheckedHidden): Steps<CheckedLrkvRows> {
-  const starts = Float64Array.of(0, 0);
   const rows = {} as Record<LrkvRowName, Operand>;
   for (const part of lrkvRowNames) {
-    const b = projections[part];
-    const [k, n] = b.dims as [number, number];
-    const output = allocate('hidden', [1, count, n], 'float32') as Operand;
-    const product = { a: hidden, b, output, starts, batch: 1, m: count, n, k, transposeA: false, transposeB: false };
-    rows[part] = yield* step(productCall({ ...product, names: { a: 'hidden', b: projectionOf[part] } }, options));
+    const map = projections[part];
+    const output = allocate('hidden', [1, count, map.weight.dims[1] as number], 'float32') as Operand;
+    yield* applyInto(hidden, map, output, () => true, options);
+    rows[part] = output;
   }
   return { ...rows, count, type: 'float32' };
 }

@@ -1,10 +1,18 @@
 /** A layer of attention in LRKV's form. */
-import type { Operand } from './check';
+import { checkInteger, type Operand } from './check';
 import { expected, guard, renaming, Text } from './errors';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { lrkvCall } from './lrkv';
-import { type LrkvCache, newLrkvCache } from './lrkv-cache';
-import { type CheckedLrkvModel, checkLrkvModel, type LrkvModel, type LrkvShape, sameLrkvModel } from './lrkv-model';
+import { appendLrkvRows, type LrkvCache, newLrkvCache } from './lrkv-cache';
+import {
+  type CheckedLrkvModel,
+  checkLrkvModel,
+  type LrkvModel,
+  type LrkvShape,
+  lrkvModelOperands,
+  mostKvHeads,
+  sameLrkvModel,
+} from './lrkv-model';
 import { checkLrkvRows, type LrkvRows } from './lrkv-rows';
 import { operandMap, Projection } from './projection';
 import type { CheckedRmsNorm, RmsNormOptions } from './rope';
@@ -35,6 +43,7 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
   const checked = checkLrkvWeights('weights', weights);
   const { weights: given, shape } = checked;
   const { heads, kvHeads, headDim } = shape;
+  checkInteger('weights.kvHeads', kvHeads, 1, mostKvHeads);
   const scores = checkLayerOptions(options, given.scale, shape);
   const maps = [
     { weight: given.query, bias: given.queryBias },
@@ -44,15 +53,16 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
     { weight: given.valueDown, bias: given.valueDownBias },
   ];
   const columns = maps.map(({ weight }) => weight.dims[1] as number);
-  const { queryNorm, keyNorm } = normsOf(checked);
+  const norms = normsOf(checked);
   const [, keyBaseDim, , valueBaseDim] = columns;
-  const model = checkModel(given, keyNorm, { kvHeads, headDim, keyBaseDim, valueBaseDim });
+  const model = checkModel(given, norms, { kvHeads, headDim, keyBaseDim, valueBaseDim });
 
   return new Layer<LrkvCache>({
     shape,
     scores,
     projection: new Projection(maps),
     output: operandMap({ weight: given.output, bias: given.outputBias }),
+    inPlace: lrkvModelOperands(model),
 
     createCache: (wanted) => newLrkvCache(model, wanted),
 
@@ -65,7 +75,7 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
 
     *prepare([q, ...parts], n, starts, how): Steps<PreparedRows> {
       const query = { data: q as Float32Array, dims: [starts.length, n, heads, headDim], type: 'float32' } as const;
-      yield* placeRows(query, null, queryNorm, starts, how);
+      yield* placeRows(query, null, norms.queryNorm, starts, how);
       const rows = parts.map((data, index): Tensor => {
         return { data, dims: [starts.length, n, columns[index + 1] as number], type: 'float32' };
       });
@@ -77,7 +87,7 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
       return lrkvCall(query as Operand, checkLrkvRows(rowsOf(rows), batch), model, all, false);
     },
 
-    append: (cache, rows) => cache.append(rowsOf(rows)),
+    append: (memory, rows) => appendLrkvRows(memory, checkLrkvRows(rowsOf(rows), 1), 'hidden'),
   });
 }
 
@@ -87,7 +97,7 @@ function rowsOf(rows: readonly Tensor[]): LrkvRows {
 }
 
 /** The model that weights contain. */
-function checkModel(weights: LrkvWeights, keyNorm: RmsNormOptions | undefined, shape: LrkvShape): CheckedLrkvModel {
+function checkModel(weights: LrkvWeights, { keyNorm, keyNormName }: Norms, shape: LrkvShape): CheckedLrkvModel {
   const { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies } = weights;
   const given = {
     keyUp,
@@ -102,22 +112,27 @@ function checkModel(weights: LrkvWeights, keyNorm: RmsNormOptions | undefined, s
     keyNorm,
   };
   return renaming(
-    (argument) => `weights.${argument.replace(/^keyNorm/, 'qkNorm.key')}`,
+    (argument) => `weights.${argument.replace(/^keyNorm/, keyNormName)}`,
     () => checkLrkvModel(given as Partial<LrkvModel>, shape),
   );
 }
 
-/**
- * The norm that queries get before attention, and that of the keys. Attention rotates queries itself, so that a gain after
- * the rotation comes too late for them: Σ (g·R q̂)(g′·R k̂) = Σ (R q̂)(g·g′·R k̂) moves it over to the keys.
- */
-function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeights>): {
+/** The norm that queries get before attention, and that of the keys with the option that it comes from. */
+interface Norms {
   readonly queryNorm: CheckedRmsNorm | null;
   readonly keyNorm: RmsNormOptions | undefined;
-} {
+  readonly keyNormName: 'qkNorm.key' | 'qkNorm.query';
+}
+
+/**
+ * Attention rotates queries itself, so that a gain after
+ * the rotation comes too late for them: Σ (g·R q̂)(g′·R k̂) = Σ (R q̂)(g·g′·R k̂) moves it over to the keys.
+ */
+function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeights>): Norms {
   const given = weights.qkNorm?.key;
   const gain = queryNorm?.gain;
-  if (!gain || rope === null || queryNorm.gainOrder === 0) return { queryNorm, keyNorm: given };
+  if (!gain || rope === null || queryNorm.gainOrder === 0)
+    return { queryNorm, keyNorm: given, keyNormName: 'qkNorm.key' };
   const name = 'weights.qkNorm.query';
   if (keyNorm === null || (keyNorm.gain !== null && keyNorm.gainOrder === 0))
     throw expected(
@@ -130,5 +145,6 @@ function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeigh
   return {
     queryNorm: { ...queryNorm, gain: null },
     keyNorm: { epsilon: keyNorm.epsilon, gain: product, gainOrder: 'after-rotation' },
+    keyNormName: 'qkNorm.query',
   };
 }

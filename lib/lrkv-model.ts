@@ -316,7 +316,8 @@ function intertwinedFrequencies({ up, dim, ranks, latentDim }: LrkvFactors, rope
 }
 
 /** The operands of a model, in the order of all native calls that take one. */
-export function lrkvModelOperands({ key, value, rope, latentFrequencies, norm }: CheckedLrkvModel): unknown[] {
+export function lrkvModelOperands(model: CheckedLrkvModel): (Float32Array | Float64Array | Int32Array | null)[] {
+  const { key, value, rope, latentFrequencies, norm } = model;
   return [
     ...[key.up, key.gauge, key.ranks],
     ...[value.up, value.gauge, value.ranks],
@@ -343,15 +344,20 @@ export function lrkvModelNumbers({ kvHeads, key, value, mode, rope, norm }: Chec
   ];
 }
 
-/** Whether two models give the same keys and values: one object as a rule, else compared number by number. */
+/** Of each model those that it has been found to be the same as: a step of many caches asks for all of them each time. */
+const twins = new WeakMap<CheckedLrkvModel, WeakSet<CheckedLrkvModel>>();
+
+/** Whether two models give the same keys and values: one object as a rule, else compared number by number, once. */
 export function sameLrkvModel(a: CheckedLrkvModel, b: CheckedLrkvModel): boolean {
-  if (a === b) return true;
+  if (a === b || twins.get(a)?.has(b)) return true;
   const lists = (model: CheckedLrkvModel): (ArrayLike<number> | null)[] => [
     lrkvModelNumbers(model),
-    ...(lrkvModelOperands(model) as (ArrayLike<number> | null)[]),
+    ...lrkvModelOperands(model),
   ];
   const others = lists(b);
-  return lists(a).every((list, index) => sameNumbers(list, others[index] as ArrayLike<number> | null));
+  const same = lists(a).every((list, index) => sameNumbers(list, others[index] as ArrayLike<number> | null));
+  if (same) twins.set(a, (twins.get(a) ?? new WeakSet()).add(b));
+  return same;
 }
 
 function sameNumbers(a: ArrayLike<number> | null, b: ArrayLike<number> | null): boolean {

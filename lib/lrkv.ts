@@ -121,7 +121,7 @@ export function lrkvCall(
   const modelOperands = lrkvModelOperands(model);
   const rowOperands = lrkvRowOperands(rows);
   const dims = outputDims(extents);
-  const inputs = [query.data, mask.data, ...rowOperands, ...(modelOperands as (ArrayBufferView | null)[])];
+  const inputs = [query.data, mask.data, ...rowOperands, ...modelOperands];
   const output =
     options.out === undefined ? (allocate('out', dims, query.type) as Operand) : checkOut(options.out, dims, inputs);
   return {

@@ -5,17 +5,12 @@ import { expected, guard, Text } from './errors';
 import type { AttentionWithLse } from './full';
 import type { CheckedLrkvModel } from './lrkv-model';
 import type { NativeCache, Outcome } from './native';
-import { checkHeadShape, type HeadShape } from './qkv';
+import { checkHeadShape, type HeadOptions, type HeadShape, headOptionNames } from './qkv';
 import type { DataType, Tensor } from './tensor';
+import { checkAtRest } from './turns';
 
 /** What a cache holds. */
-export interface KvCacheOptions {
-  /** Key/value heads, >= 1. */
-  readonly heads: number;
-  /** Head size of the keys, >= 1. */
-  readonly headDim: number;
-  /** Head size of the values, >= 1. Default headDim. */
-  readonly valueDim?: number;
+export interface KvCacheOptions extends HeadOptions {
   /** Most positions the cache may hold, >= 1; appending more is refused. Default: as memory allows. */
   readonly capacity?: number;
   /** Element type in memory; what is appended is converted to it. Default `'float32'`. */
@@ -24,7 +19,7 @@ export interface KvCacheOptions {
   readonly device?: 'auto' | 'cpu';
 }
 
-export const cacheOptionNames = ['heads', 'headDim', 'valueDim', 'capacity', 'type', 'device'] as const;
+export const cacheOptionNames = [...headOptionNames, 'capacity', 'type', 'device'] as const;
 
 /** Options that every cache has, checked. */
 export interface CacheShape extends HeadShape {
@@ -60,10 +55,6 @@ export class CacheMemory implements CacheShape {
   readonly type: DataType;
   readonly model: CheckedLrkvModel | null;
   length: number;
-  /** Positions that are still being made, for `appendInTurn`. */
-  #coming = 0;
-  /** Settles when the last call of `appendInTurn` has ended, well or not; undefined when none is in flight. */
-  #turn: Promise<void> | undefined;
   #native: NativeCache | undefined;
 
   constructor({ shape, model, native, length }: CacheStart) {
@@ -92,61 +83,23 @@ export class CacheMemory implements CacheShape {
     return this.#native;
   }
 
-  /** Refuses more positions than there is room for, those of calls in flight counted; `name` is what brings them. */
+  /** Refuses more positions than there is room for; `name` is what brings them. */
   checkRoom(name: string, count: number): void {
-    const room = this.capacity - this.length - this.#coming;
+    const room = this.capacity - this.length;
     if (count > room) {
       const what = `at most ${room} more positions (capacity ${this.capacity})`;
       throw expected('ERR_MEMORY', name, what, count);
     }
   }
 
-  append(count: number, run: (native: NativeCache) => Outcome): void {
-    // Asked for again: the caller's getters have run since the arguments were read, and may have disposed the cache.
-    const outcome = run(this.use('cache'));
+  /** Appends all positions or, where it fails, none; `name` is what brings them. */
+  append(name: string, count: number, run: (native: NativeCache) => Outcome): void {
+    // Asked for only now: the caller's getters have run since the arguments were read, and may have changed the cache.
+    const native = this.use('cache');
+    this.checkRoom(name, count);
+    const outcome = run(native);
     if (outcome !== undefined) throw failure(outcome);
     this.length += count;
-  }
-
-  /**
-   * Appends what is still being made, behind all that was asked for before: a place in a sequence is that of the call,
-   * whichever is ready first. Fails as soon as `ready` does, and then appends nothing.
-   */
-  async appendInTurn<Rows>(
-    count: number,
-    ready: Promise<Rows>,
-    run: (native: NativeCache, rows: Rows) => Outcome,
-  ): Promise<void> {
-    const before = this.#turn;
-    const landing = async (): Promise<void> => {
-      try {
-        await before;
-        await ready;
-      } finally {
-        this.#coming -= count;
-      }
-      const rows = await ready;
-      this.append(count, (native) => run(native, rows));
-    };
-    this.#coming += count;
-    const landed = landing();
-    const leave = (): void => {
-      if (this.#turn === turn) this.#turn = undefined;
-    };
-    const turn: Promise<void> = landed.then(leave, leave);
-    this.#turn = turn;
-    await Promise.all([ready, landed]);
-  }
-
-  /** Refuses to append at once while positions are being made that must come before. */
-  checkAtRest(): void {
-    if (this.#turn !== undefined)
-      throw expected(
-        'ERR_ARGUMENT',
-        'cache',
-        'a cache at rest',
-        new Text('one that `appendHidden` appends to: await it'),
-      );
   }
 
   truncate(length: number): void {
@@ -237,7 +190,7 @@ export abstract class PagedCache {
 
   /**
    * Attention of queries over everything held, on a worker thread. By default causal, the last query standing at the
-   * last position.
+   * last position. Do not write to the tensors of a call, nor transfer their buffers, before its promise settles.
    *
    * @param query `[1, heads, queries, headDim]`, heads a multiple of the cache's
    * @returns `[1, heads, queries, valueDim]` of query's type
@@ -266,10 +219,16 @@ export abstract class PagedCache {
    * Forgets all positions from `length` on and gives their pages back.
    *
    * @param length 0 to the current length
-   * @throws AttentionError ERR_ARGUMENT, ERR_CLOSED
+   * @throws AttentionError ERR_CLOSED; ERR_ARGUMENT for another length, and while a call is in flight that appends to this
+   *   cache
    */
   truncate(length: number): void {
-    guard(PagedCache.prototype.truncate, () => memoryOf('cache', this).truncate(length));
+    guard(PagedCache.prototype.truncate, () => {
+      const memory = memoryOf('cache', this);
+      memory.use('cache');
+      checkAtRest('cache', memory);
+      memory.truncate(length);
+    });
   }
 
   /** Gives the memory back now; calls in flight keep what they need. Every later use but this one is refused with `ERR_CLOSED`. */

@@ -18,11 +18,14 @@ export interface LinearMap {
 export interface OperandMap {
   readonly weight: Operand;
   readonly bias: Float32Array | null;
+  /** What errors call the weights. */
+  readonly name: string;
 }
 
 /** The weights where they lie, and a copy of the bias. */
-export function operandMap({ weight, bias }: LinearMap): OperandMap {
+export function operandMap({ weight, bias }: LinearMap, name = 'weights'): OperandMap {
   return {
+    name,
     weight: { ...weight, data: asBits(weight.data) },
     bias: bias === undefined ? null : cast(bias, 'float32').data,
   };
@@ -63,7 +66,7 @@ export class Projection {
   *apply(input: Operand, how: CallOptions): Steps<Float32Array[]> {
     const rows = input.dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
     const all = allocate('hidden', [rows, this.#weights.dims[1] as number], 'float32') as Tensor<Float32Array>;
-    yield* step(rowProduct(input, this.#weights, all as Operand, how));
+    yield* step(rowProduct(input, this.#weights, all as Operand, 'weights', how));
     return this.#split(all.data, rows);
   }
 
@@ -73,7 +76,7 @@ export class Projection {
     const bias = this.#bias;
     let first = 0;
     return this.#widths.map((own) => {
-      const part = new Float32Array(rows * own);
+      const part = allocate('hidden', [rows, own], 'float32').data as Float32Array;
       for (let row = 0; row < rows; row++) {
         const from = row * width + first;
         const to = row * own;
@@ -89,20 +92,20 @@ export class Projection {
 /**
  * One map, whose weights stay where they are.
  *
- * @param input float32, [in] elements a row, in any dims
+ * @param input [in] elements a row, in any dims
  * @param output as many rows, of any element type; rounded to once
  * @param isValid of a row; one that is not holds padding, which gets no bias
  */
 export function* applyInto(
   input: Tensor,
-  { weight, bias }: OperandMap,
+  { weight, bias, name }: OperandMap,
   output: Operand,
   isValid: (row: number) => boolean,
   how: CallOptions,
 ): Steps<void> {
   const inPlace = bias === null || output.type === 'float32';
   const sums = inPlace ? output : (allocate('out', output.dims, 'float32') as Operand);
-  yield* step(rowProduct(input as Operand, weight, sums, how));
+  yield* step(rowProduct(input as Operand, weight, sums, name, how));
   if (bias === null) return;
   const { data } = sums;
   const n = bias.length;
@@ -114,10 +117,10 @@ export function* applyInto(
 }
 
 /** The product of rows of as many elements as `b` has rows, in any dims. */
-function rowProduct(a: Operand, b: Operand, output: Operand, how: CallOptions): Call<Operand> {
+function rowProduct(a: Operand, b: Operand, output: Operand, weights: string, how: CallOptions): Call<Operand> {
   const [k, n] = b.dims as [number, number];
   const m = output.dims.slice(0, -1).reduce((product, extent) => product * extent, 1);
-  const names = { a: 'hidden', b: 'weights' };
+  const names = { a: 'hidden', b: weights };
   const shape = { starts: Float64Array.of(0, 0), batch: 1, m, n, k, transposeA: false, transposeB: false };
   return productCall({ a, b, output, ...shape, names }, how);
 }

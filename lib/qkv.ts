@@ -76,8 +76,27 @@ export interface HeadShape {
 /** The largest number of heads, elements of a head or sequences. */
 export const mostExtent = 2 ** 31 - 1;
 
+/** Heads and head sizes as options of what is kept between calls. */
+export interface HeadOptions {
+  /** Key/value heads, >= 1. */
+  readonly heads: number;
+  /** Head size of queries and keys, >= 1. */
+  readonly headDim: number;
+  /** Head size of the values, >= 1. Default headDim. */
+  readonly valueDim?: number;
+}
+
+/** Options of what is kept of several sequences. */
+export interface StateOptions extends HeadOptions {
+  /** Sequences, >= 1, which grow together. Default 1. */
+  readonly batch?: number;
+}
+
+export const headOptionNames = ['heads', 'headDim', 'valueDim'] as const;
+export const stateOptionNames = [...headOptionNames, 'batch'] as const;
+
 /** Reads the heads and head sizes among options; values have the keys' size unless they say otherwise. */
-export function checkHeadShape({ heads, headDim, valueDim }: Partial<HeadShape>): HeadShape {
+export function checkHeadShape({ heads, headDim, valueDim }: Partial<HeadOptions>): HeadShape {
   return {
     heads: checkInteger('heads', heads, 1, mostExtent),
     headDim: checkInteger('headDim', headDim, 1, mostExtent),
@@ -85,11 +104,22 @@ export function checkHeadShape({ heads, headDim, valueDim }: Partial<HeadShape>)
   };
 }
 
+/** Extents of a state. */
+export interface StateShape extends HeadShape {
+  readonly batch: number;
+}
+
+export function checkStateShape(given: Partial<StateOptions>): StateShape {
+  const { batch } = given;
+  return { ...checkHeadShape(given), batch: batch === undefined ? 1 : checkInteger('batch', batch, 1, mostExtent) };
+}
+
 /** Keys and values of `count` positions, to be kept. */
 export interface KeyValueRows {
   readonly key: Operand;
   readonly value: Operand;
   readonly count: number;
+  readonly rowsBeforeHeads: boolean;
 }
 
 /** Checks the keys and values of as many sequences as there are, of one type and one number of positions. */
@@ -107,7 +137,7 @@ export function checkKeyValueRows(
   const value = checkTensor('value', v, 4);
   checkExactDims('value', value, dims(valueDim));
   if (value.type !== key.type) throw expected('ERR_TYPE', 'value', `type '${key.type}' as in \`key\``, value.type);
-  return { key, value, count };
+  return { key, value, count, rowsBeforeHeads };
 }
 
 /** Refuses a tensor of other dims than these. */
@@ -172,20 +202,14 @@ export function qkvOperands({ query, key, value }: Qkv, output: Operand): unknow
 
 /** And the numbers, as binding/qkv.h reads them. */
 export function qkvNumbers(qkv: Qkv, output: Operand): number[] {
-  const { query, key, batch, heads, kvHeads, queries, keys, headDim, valueDim, rowsBeforeHeads } = qkv;
-  return [
-    typeNumbers[query.type],
-    typeNumbers[key.type],
-    typeNumbers[output.type],
-    batch,
-    heads,
-    kvHeads,
-    queries,
-    keys,
-    headDim,
-    valueDim,
-    rowsBeforeHeads ? 1 : 0,
-  ];
+  const { query, key, valueDim, rowsBeforeHeads } = qkv;
+  const types = [query, key, output].map(({ type }) => typeNumbers[type]);
+  return [...types, ...qkExtents(qkv), valueDim, rowsBeforeHeads ? 1 : 0];
+}
+
+/** Extents of queries and keys, in the order of all native calls that take them. */
+export function qkExtents({ batch, heads, kvHeads, queries, keys, headDim }: Qk): number[] {
+  return [batch, heads, kvHeads, queries, keys, headDim];
 }
 
 /** What the methods of a state call the tensors that native code knows as q, k and v. */

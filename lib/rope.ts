@@ -14,7 +14,9 @@ export type Pairing = 'half' | 'interleaved';
 export interface Rope {
   /**
    * Radians a position, headDim / 2 finite numbers, a list or a Float32Array or Float64Array: those of
-   * {@link ropeFrequencies}, with whatever scaling the model has.
+   * {@link ropeFrequencies}, with whatever scaling the model has, and 0 for pairs that are not turned (partial rotary
+   * embedding; with `'half'` an element pairs up with the one half a head away, whichever pairs are turned). A factor on
+   * all sines and cosines, as YaRN has one, goes squared into `scale`.
    */
   readonly frequencies: ArrayLike<number>;
   /**
@@ -64,13 +66,13 @@ export interface CheckedRmsNorm {
 /**
  * Frequencies base^(−2i / headDim) of the paper, i < headDim / 2.
  *
- * @param headDim even, ≥ 2
+ * @param headDim even, 2 to 2^20
  * @param base > 0. Default 10000
  * @throws AttentionError ERR_ARGUMENT
  */
 export function ropeFrequencies(headDim: number, base = 10000): Float64Array {
   return guard(ropeFrequencies, () => {
-    const dim = checkInteger('headDim', headDim, 2, 2 ** 31);
+    const dim = checkInteger('headDim', headDim, 2, 2 ** 20);
     if (dim % 2 !== 0) throw expected('ERR_ARGUMENT', 'headDim', 'an even number', headDim);
     const root = checkFinite('base', base);
     if (root <= 0) throw expected('ERR_ARGUMENT', 'base', 'a number > 0', base);

@@ -1,30 +1,33 @@
-/** Turns at what only one call at a time may change: taken in the order in which the calls were made. */
+/** Turns at caches, which only one call at a time may change: taken in the order in which the calls were made. */
 import { type Call, type CallOptions, unwatch, watch } from './call';
+import { expected, Text } from './errors';
 import type { Outcome } from './native';
+import type { CacheMemory } from './paged-cache';
 
-/** Who stands in line at each target. A line that nobody stands in is not there. */
-const lines = new WeakMap<object, Turn[]>();
+/** Who stands in line at each cache. A line that nobody stands in is not there. */
+const lines = new WeakMap<CacheMemory, Turn[]>();
 
-/** Whether a call has its turn at a target, or waits for it. */
-export function isTaken(target: object): boolean {
-  return lines.has(target);
+/** Refuses a cache that a call has its turn at, or waits for: what is done at once would come before it. */
+export function checkAtRest(name: string, cache: CacheMemory): void {
+  if (lines.has(cache))
+    throw expected('ERR_ARGUMENT', name, 'a cache at rest', new Text('one that a call appends to: await it'));
 }
 
 export class Turn {
-  readonly #targets: readonly object[];
+  readonly #caches: readonly CacheMemory[];
   #begin: (() => void) | undefined;
 
-  /** Gets in line at all targets, each listed once, in the same moment: no two turns wait for each other. */
-  constructor(targets: readonly object[]) {
-    this.#targets = targets;
-    for (const target of targets) {
-      const line = lines.get(target);
-      if (line === undefined) lines.set(target, [this]);
+  /** Gets in line at all caches, each listed once, in the same moment: no two turns wait for each other. */
+  constructor(caches: readonly CacheMemory[]) {
+    this.#caches = caches;
+    for (const cache of caches) {
+      const line = lines.get(cache);
+      if (line === undefined) lines.set(cache, [this]);
       else line.push(this);
     }
   }
 
-  /** A call that ends when all targets' turn is this one. Only an asynchronous call can wait. */
+  /** A call that ends when the turn of all caches is this one. Only an asynchronous call can wait. */
   wait(options: CallOptions): Call<undefined> {
     const op = (): Outcome | Promise<Outcome> => (this.#isFirst() ? undefined : this.#coming(options.signal));
     return { op, operands: [], numbers: new Float64Array(), options, result: undefined };
@@ -32,12 +35,12 @@ export class Turn {
 
   /** Leaves all lines, also before the turn has come. */
   end(): void {
-    for (const target of this.#targets) {
-      const rest = lines.get(target)?.filter((turn) => turn !== this) ?? [];
-      if (rest.length === 0) lines.delete(target);
-      else lines.set(target, rest);
+    for (const cache of this.#caches) {
+      const rest = lines.get(cache)?.filter((turn) => turn !== this) ?? [];
+      if (rest.length === 0) lines.delete(cache);
+      else lines.set(cache, rest);
     }
-    for (const target of this.#targets) lines.get(target)?.[0]?.come();
+    for (const cache of this.#caches) lines.get(cache)?.[0]?.come();
   }
 
   /** Ends the waiting, if there is nobody before this one any more. */
@@ -46,7 +49,7 @@ export class Turn {
   }
 
   #isFirst(): boolean {
-    return this.#targets.every((target) => lines.get(target)?.[0] === this);
+    return this.#caches.every((cache) => lines.get(cache)?.[0] === this);
   }
 
   #coming(signal: AbortSignal | undefined): Promise<Outcome> {

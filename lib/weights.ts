@@ -219,6 +219,7 @@ export function checkLrkvWeights(name: string, given: LrkvWeights): CheckedWeigh
   const { checked, placing, modelDim, heads, kvHeads, headDim } = reader.queries();
   const side = (of: 'key' | 'value') => {
     const up = checkAnyTensor(`${name}.${of}Up`, reader.weights[`${of}Up`], 2);
+    if (up.dims[1] === 0) reader.refuse(`${of}Up`, 'at least one column', up);
     const base = reader.matrix(`${of}Base`, modelDim, true);
     const down = reader.matrix(`${of}Down`, modelDim, true);
     if (down.dims[1] !== up.dims[0]) reader.refuse(`${of}Down`, `${up.dims[0]} columns, the rows of \`${of}Up\``, down);

@@ -11,38 +11,13 @@ import {
   taylor,
   zeros,
 } from '../lib';
-import type { Tensor } from '../lib/tensor';
-import { normal, types } from './data';
+import { types } from './data';
+import { decay, given, k, keyMask, type Loose, notFinite, of, q, type Row, raise, state, v } from './linear-small';
 import { Faults, faultOf, type Refusal } from './refusal';
 import { primitives, thrown, wrongTensors } from './wrong-tensors';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
-type Loose = (...args: any[]) => unknown;
-// biome-ignore lint/suspicious/noExplicitAny: the same, for a class
 type LooseClass = new (...args: any[]) => LinearState;
-
-const of = (...dims: number[]): Tensor => zeros(dims);
-const q = normal([2, 4, 5, 8], 1);
-const k = normal([2, 2, 5, 8], 2);
-const v = normal([2, 2, 5, 6], 3);
-const decay = of(2, 2, 5);
-const keyMask = { data: new Uint8Array(10).fill(1), dims: [2, 5], type: 'bool' };
-const state = () => new LinearState({ batch: 2, heads: 2, headDim: 8, valueDim: 6, featureMap: elu() });
-
-const raise = (): never => {
-  throw thrown;
-};
-
-const given = primitives.filter(([value]) => value !== undefined);
-const notFinite: readonly (readonly [unknown, string])[] = [
-  ...given.filter(([value]) => typeof value !== 'number'),
-  [NaN, 'NaN'],
-  [Infinity, 'Infinity'],
-  [1e39, '1e+39'],
-];
-
-/** Wrong options, the argument they are refused for, and what is said of them. */
-type Row = readonly [options: object, code: Refusal['code'], argument: string, received?: string | RegExp];
 
 describe('making maps', () => {
   const refused = (make: unknown, options: unknown, wanted: Refusal) =>

@@ -13,47 +13,19 @@ import {
   zeros,
 } from '../lib';
 import type { Tensor } from '../lib/tensor';
-import { normal } from './data';
 import { bitsOf } from './full-run';
+import { decay, given, k, keyMask, type Loose, notFinite, of, q, type Row, raise, state, v } from './linear-small';
 import { Faults, faultOf, type Refusal } from './refusal';
 import { detached, primitives, thrown, wrongTensors } from './wrong-tensors';
-
-// biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
-type Loose = (...args: any[]) => unknown;
 
 const functions = [
   { name: 'linearAttention', of: linearAttention as Loose, asynchronous: true },
   { name: 'linearAttentionSync', of: linearAttentionSync as Loose, asynchronous: false },
 ] as const;
 
-const of = (...dims: number[]): Tensor => zeros(dims);
-const q = normal([2, 4, 5, 8], 1);
-const k = normal([2, 2, 5, 8], 2);
-const v = normal([2, 2, 5, 6], 3);
 const tensors = { q, k, v };
-const decay = of(2, 2, 5);
 const beta = of(2, 2, 5);
-const keyMask = { data: new Uint8Array(10).fill(1), dims: [2, 5], type: 'bool' };
 const outDims = [2, 4, 5, 6];
-
-/** Wrong options, the argument they are refused for, and what is said of them. */
-type Row = readonly [options: object, code: Refusal['code'], argument: string, received?: string | RegExp];
-
-const raise = (): never => {
-  throw thrown;
-};
-
-const notNumbers = primitives.filter(([value]) => value !== undefined && typeof value !== 'number');
-const notFinite: readonly (readonly [unknown, string])[] = [
-  ...notNumbers,
-  [NaN, 'NaN'],
-  [Infinity, 'Infinity'],
-  [1e39, '1e+39'],
-  [{ valueOf: () => 1 }, 'an object'],
-];
-const given = primitives.filter(([value]) => value !== undefined);
-
-const state = () => new LinearState({ batch: 2, heads: 2, headDim: 8, valueDim: 6, featureMap: elu() });
 
 /** Wrong masks, decays and steps: `right` in every wrong way, but for types of its own. */
 function wrongRows(name: 'decay' | 'beta', more: object): Row[] {

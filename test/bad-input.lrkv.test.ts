@@ -7,12 +7,14 @@ import {
   lrkvAttentionSync,
   lrkvAttentionWithLse,
   lrkvAttentionWithLseSync,
+  lrkvLayer,
   ropeFrequencies,
   type Tensor,
 } from '../lib';
 import { filled, normal } from './data';
 import { smallCache } from './entries';
-import { lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
+import { lrkvWeights } from './layer-data';
+import { lrkvCacheOf as cacheOf, lrkvModel, lrkvProjections, lrkvRows, smallLrkvCache } from './lrkv-small';
 import { Faults, faultOf, type Refusal } from './refusal';
 import { primitives } from './wrong-tensors';
 
@@ -189,7 +191,6 @@ const functions = {
   lrkvAttentionWithLse,
   lrkvAttentionWithLseSync,
 } as Readonly<Record<string, Loose>>;
-const cacheOf = (options: object) => new LrkvCache({ heads: 2, headDim: 8, valueDim: 6, ...lrkvModel, ...options });
 
 describe('a model', () => {
   test.each(models)('%s', async (_what, change, wanted) => {
@@ -312,85 +313,31 @@ describe('append', () => {
   });
 });
 
-describe('appendHidden', () => {
-  const hidden = normal([1, 3, 10], 30);
-
-  test('wrong arguments', async () => {
-    using cache = smallLrkvCache();
-    const faults = new Faults();
-    const cases: readonly [args: readonly unknown[], wanted: Refusal][] = [
-      [[undefined, lrkvProjections], { code: 'ERR_TYPE', argument: 'hidden' }],
-      [[normal([2, 3, 10], 1), lrkvProjections], shape('hidden')],
-      [[normal([3, 10], 1), lrkvProjections], shape('hidden')],
-      [[hidden, undefined], argument('projections', 'undefined')],
-      [[hidden, { ...lrkvProjections, keyUp: q }], argument('keyUp')],
-      ...(['keyBase', 'keyDown', 'valueBase', 'valueDown'] as const).flatMap((name): [unknown[], Refusal][] => [
-        [[hidden, { ...lrkvProjections, [name]: undefined }], { code: 'ERR_TYPE', argument: name }],
-        [[hidden, { ...lrkvProjections, [name]: normal([9, 4], 1) }], shape(name)],
-      ]),
-      [[hidden, lrkvProjections, { threads: 0 }], argument('threads', '0')],
-      [[hidden, lrkvProjections, { out: hidden }], argument('out')],
-      [[hidden, lrkvProjections, { signal: AbortSignal.abort() }], { code: 'ERR_ABORTED', argument: 'signal' }],
-    ];
-    for (const [index, [args, wanted]] of cases.entries()) {
-      const { appendHidden, appendHiddenSync } = cache as unknown as Record<string, Loose>;
-      faults.add(`${index}`, await faultOf(() => appendHidden.apply(cache, [...args]), true, wanted));
-      faults.add(`${index}, sync`, await faultOf(() => appendHiddenSync.apply(cache, [...args]), false, wanted));
-    }
-    expect(cache.length).toBe(5);
-    faults.none();
-  });
-
-  test('no append comes before one that is in flight', async () => {
-    using cache = smallLrkvCache();
-    const pending = cache.appendHidden(hidden, lrkvProjections);
-    const wanted = argument('cache', 'one that `appendHidden` appends to: await it');
-    expect(await faultOf(() => cache.append(lrkvRows(1)), false, wanted)).toBeUndefined();
-    expect(await faultOf(() => cache.appendHiddenSync(hidden, lrkvProjections), false, wanted)).toBeUndefined();
-    expect(cache.length).toBe(5);
-    await pending;
-    cache.append(lrkvRows(1));
-    expect(cache.length).toBe(9);
-  });
-
-  test('room is kept for those in flight', async () => {
-    using cache = cacheOf({ capacity: 5 });
-    const pending = cache.appendHidden(hidden, lrkvProjections);
-    const wanted = { code: 'ERR_MEMORY', argument: 'hidden', received: '3' } as const;
-    expect(await faultOf(() => cache.appendHidden(hidden, lrkvProjections), true, wanted)).toBeUndefined();
-    await pending;
-    await cache.appendHidden(normal([1, 2, 10], 31), lrkvProjections);
-    expect(cache.length).toBe(5);
-  });
-
-  test('a cache that is disposed meanwhile', async () => {
-    const cache = smallLrkvCache();
-    const call = () => {
-      const pending = cache.appendHidden(hidden, lrkvProjections);
-      cache.dispose();
-      return pending;
-    };
-    expect(await faultOf(call, true, { code: 'ERR_CLOSED', argument: 'cache' })).toBeUndefined();
-    expect(cache.length).toBe(0);
-  });
-
-  test('calls land in their order, whichever is ready first, and one that fails takes no place', async () => {
-    using cache = cacheOf({});
-    using wanted = cacheOf({});
-    const long = normal([1, 200_000, 10], 32);
-    const controller = new AbortController();
-    const calls = [
-      cache.appendHidden(long, lrkvProjections),
-      cache.appendHidden(normal([1, 700, 10], 33), lrkvProjections, { signal: controller.signal }),
-      cache.appendHidden(hidden, lrkvProjections, { threads: 1 }),
-    ];
-    controller.abort();
-    const settled = await Promise.allSettled(calls);
-    expect(settled.map(({ status }) => status)).toEqual(['fulfilled', 'rejected', 'fulfilled']);
-    for (const each of [long, hidden]) wanted.appendHiddenSync(each, lrkvProjections);
-    expect(cache.length).toBe(200_003);
-    expect(cache.attendSync(q)).toEqual(wanted.attendSync(q));
-  });
+test('an output over the factors that a cache or a layer reads in place', async () => {
+  const faults = new Faults();
+  const wanted = argument('out', 'a view that overlaps an input');
+  const over = (tensor: Tensor, dims: readonly number[]): Tensor => {
+    const { buffer } = tensor.data as Float32Array;
+    return { data: new Float32Array(buffer, buffer.byteLength - 4 * 48, 48), dims, type: 'float32' };
+  };
+  const own = (dims: readonly number[]): Tensor => {
+    const size = dims.reduce((a, b) => a * b, 1);
+    // At the end of memory that has room for an output, over which the tensor reaches by one element.
+    const data = new Float32Array(size + 47);
+    return { data: data.subarray(0, size), dims, type: 'float32' };
+  };
+  const change = { keyUp: own([8, 8]), keyGauge: own([2, 8, 8]), valueUp: own([4, 6]), valueGauge: own([2, 6, 6]) };
+  using cache = cacheOf(change);
+  cache.append(lrkvRows(5));
+  const shape = { heads: 4, kvHeads: 2, modelDim: 10, outDim: 12, keyRank: [3, 5], valueRank: [1, 3], valueDim: 6 };
+  const layer = lrkvLayer({ ...lrkvWeights(shape), ...change });
+  for (const [name, tensor] of Object.entries(change)) {
+    const attend = () => cache.attend(q, { out: over(tensor, [1, 4, 2, 6]) });
+    faults.add(`a cache, ${name}`, await faultOf(attend, true, wanted));
+    const forward = () => layer.forward(normal([1, 4, 10], 1), { out: over(tensor, [1, 4, 12]) });
+    faults.add(`a layer, ${name}`, await faultOf(forward, true, wanted));
+  }
+  faults.none();
 });
 
 describe('kinds of caches', () => {

@@ -57,7 +57,25 @@ describe('16-bit tensors', () => {
 /** Calls whose tensors are right one by one and do not fit each other. */
 describe('tensors that do not fit', () => {
   const of = (...dims: number[]): Tensor => zeros(dims);
-  const qkv: readonly [Record<string, unknown>, Omit<Refusal, 'received'>][] = [
+  type Misfits = readonly [Record<string, unknown>, Omit<Refusal, 'received'>][];
+  /** Keys and values [1, 2, 5, 8] and [1, 2, 5, 6] to be kept, and queries [1, 4, 2, 8] of what is. */
+  const keyValue: Misfits = [
+    [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
+    [{ key: of(1, 3, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
+    [{ key: of(1, 4, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
+    [{ key: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'key' }],
+    [{ key: of(1, 2, 4, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
+    [{ value: of(1, 2, 6, 6) }, { code: 'ERR_SHAPE', argument: 'value' }],
+    [{ value: of(1, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
+    [{ value: zeros([1, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'value' }],
+  ];
+  const query: Misfits = [
+    [{ query: of(2, 4, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
+    [{ query: of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
+    [{ query: of(1, 0, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
+    [{ query: of(1, 4, 2, 6) }, { code: 'ERR_SHAPE', argument: 'query' }],
+  ];
+  const qkv: Misfits = [
     [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
     [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
     [{ q: of(2, 3, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
@@ -73,7 +91,7 @@ describe('tensors that do not fit', () => {
     [{ v: zeros([2, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'v' }],
     [{ k: zeros([2, 2, 5, 8], 'bfloat16') }, { code: 'ERR_TYPE', argument: 'v' }],
   ];
-  const misfits: Readonly<Record<string, typeof qkv>> = {
+  const misfits: Readonly<Record<string, Misfits>> = {
     attention: qkv,
     nystromAttention: qkv,
     matmul: [
@@ -107,20 +125,8 @@ describe('tensors that do not fit', () => {
       [{ k: of(2, 2, 0, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
       [{ k: of(2, 2, 1, 8) }, { code: 'ERR_ARGUMENT', argument: 'rank' }],
     ],
-    'KvCache.append': [
-      [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 3, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 6, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: of(1, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: zeros([1, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'value' }],
-    ],
-    'KvCache.attend': [
-      [{ query: of(2, 4, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 0, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 4, 2, 6) }, { code: 'ERR_SHAPE', argument: 'query' }],
-    ],
+    'KvCache.append': keyValue,
+    'KvCache.attend': query,
     linformerAttention: [
       [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
       [{ k: of(2, 2, 6, 8) }, { code: 'ERR_SHAPE', argument: 'v' }],
@@ -137,42 +143,20 @@ describe('tensors that do not fit', () => {
       [{ keyProjection: of(3, 0) }, { code: 'ERR_SHAPE', argument: 'keyProjection' }],
     ],
     linearAttention: qkv,
-    'LinearState.append': [
-      [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 4, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 4, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: of(1, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: zeros([1, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'value' }],
-    ],
-    'LinearState.attend': [
-      [{ query: of(2, 4, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 0, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 4, 2, 6) }, { code: 'ERR_SHAPE', argument: 'query' }],
-    ],
+    'LinearState.append': keyValue,
+    'LinearState.attend': query,
     linearCka: [[{ y: of(6, 2) }, { code: 'ERR_SHAPE', argument: 'y' }]],
     principalAngles: [[{ y: of(6, 2) }, { code: 'ERR_SHAPE', argument: 'y' }]],
     approximationError: [[{ exact: of(4, 3) }, { code: 'ERR_SHAPE', argument: 'exact' }]],
     attentionRowKl: [[{ approximation: of(4, 3) }, { code: 'ERR_SHAPE', argument: 'approximation' }]],
     'LinformerState.append': [
-      [{ key: of(2, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 4, 5, 8) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 5, 6) }, { code: 'ERR_SHAPE', argument: 'key' }],
-      [{ key: of(1, 2, 4, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: of(1, 2, 5, 8) }, { code: 'ERR_SHAPE', argument: 'value' }],
-      [{ value: zeros([1, 2, 5, 6], 'float16') }, { code: 'ERR_TYPE', argument: 'value' }],
+      ...keyValue,
       [
         { key: of(1, 2, 6, 8), value: of(1, 2, 6, 6) },
         { code: 'ERR_MEMORY', argument: 'key' },
       ],
     ],
-    'LinformerState.attend': [
-      [{ query: of(2, 4, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 0, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
-      [{ query: of(1, 4, 2, 6) }, { code: 'ERR_SHAPE', argument: 'query' }],
-    ],
+    'LinformerState.attend': query,
     attendBatch: [
       [{ 'items[0].query': of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[0].query' }],
       [{ 'items[1].query': of(1, 2, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[1].query' }],

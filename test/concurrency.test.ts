@@ -24,7 +24,7 @@ import { once } from './rows';
 
 // A sanitizer makes everything ten times slower.
 const sanitized = info().build.sanitizers !== '';
-const atOnce = sanitized ? 44 : 64;
+const atOnce = sanitized ? 48 : 64;
 const threadCounts = [undefined, 1, 2, 3];
 
 /** The calls with what each gives alone, on one thread. */

@@ -1,6 +1,16 @@
-import type { AttentionWeights, DataType, LrkvWeights, RmsNormOptions, Tensor } from '../lib';
+import type {
+  AttentionLayer,
+  AttentionWeights,
+  DataType,
+  KvCache,
+  LrkvCache,
+  LrkvWeights,
+  RmsNormOptions,
+  Tensor,
+} from '../lib';
 import { filled, normal, poisonPast, slice } from './data';
 import { type LrkvFeatures, type LrkvShape, lrkvModel } from './lrkv-run';
+import { compare, type Expected } from './tolerance';
 
 /** Extents of a layer's weights. */
 export interface LayerShape {
@@ -99,6 +109,18 @@ export function joined(parts: readonly Tensor[]): Tensor {
   const data = Float32Array.from(parts.flatMap((part) => Array.from(part.data as Float32Array)));
   const n = parts.reduce((sum, { dims }) => sum + dims[1], 0);
   return { data, dims: [1, n, parts[0].dims[2]], type: 'float32' };
+}
+
+/** A prompt and then steps, split anywhere, give what one call gives. `hidden` is one short sequence. */
+export function checkSplits(layer: AttentionLayer<KvCache | LrkvCache>, hidden: Tensor, expected: Expected): void {
+  const [, n] = hidden.dims;
+  for (let split = 0; split <= n; split++) {
+    using cache = layer.createCache();
+    const parts = [layer.forwardSync(rowsOf(hidden, 0, split), { caches: [cache] })];
+    for (let i = split; i < n; i++) parts.push(layer.stepSync(rowsOf(hidden, i, i + 1), [cache]));
+    expect(cache.length).toBe(n);
+    compare(joined(parts), expected, `split at ${split}`);
+  }
 }
 
 /** A signal that asks whether it is aborted, with the number of times it has been looked at: twice a step of a call. */

@@ -1,12 +1,13 @@
 /** Calls of a layer one after another and at once, refused, failed and aborted. */
 import { setImmediate as nextTurn, setTimeout as sleep } from 'node:timers/promises';
 
-import { type AttentionLayer, attentionLayer, type KvCache, ropeFrequencies, type Tensor } from '../lib';
+import { type AttentionLayer, attentionLayer, type KvCache, lrkvLayer, ropeFrequencies, type Tensor } from '../lib';
+import { memoryOf } from '../lib/paged-cache';
 import { Turn } from '../lib/turns';
 import { normal, slice } from './data';
 import { expectSameBits } from './full-run';
-import { layerBiases, layerWeights, signalOf } from './layer-data';
-import { Faults, faultOf, type Refusal } from './refusal';
+import { layerBiases, layerWeights, lrkvWeights, signalOf } from './layer-data';
+import { Faults, faultOf, faultOfError, type Refusal } from './refusal';
 import { primitives, thrown } from './wrong-tensors';
 
 // biome-ignore lint/suspicious/noExplicitAny: what a caller without types may do
@@ -95,7 +96,8 @@ describe('calls on one cache', () => {
     using cache = layer.createCache();
     using free = layer.createCache();
     const running = layer.forward(rows(0, 10), { caches: [cache] });
-    const refused = { code: 'ERR_ARGUMENT', argument: 'caches[1]' } as const;
+    const received = 'one that a call appends to: await it';
+    const refused = { code: 'ERR_ARGUMENT', argument: 'caches[1]', received } as const;
     const two = normal([2, 1, 20], 3);
     expect(await faultOf(() => layer.stepSync(two, [free, cache]), false, refused)).toBeUndefined();
     expect(free.length).toBe(0);
@@ -139,7 +141,7 @@ describe('a call that fails leaves its caches as they were', () => {
     using roomy = layer.createCache();
     using small = layer.createCache({ capacity: 9 });
     layer.forwardSync(rows(0, 5), { caches: [small] });
-    const refused = { code: 'ERR_MEMORY', argument: 'caches[1]' } as const;
+    const refused = { code: 'ERR_MEMORY', argument: 'caches[1]', received: 'one of capacity 9 that holds 5' } as const;
     const call = (caches: KvCache[]) => () => layer.forwardSync(normal([2, 5, 20], 4), { caches });
     expect(await faultOf(call([roomy, small]), false, refused)).toBeUndefined();
     expect(await faultOf(call([small, roomy]), false, { ...refused, argument: 'caches[0]' })).toBeUndefined();
@@ -162,7 +164,7 @@ describe('a call that fails leaves its caches as they were', () => {
   test('aborted while it waits', async () => {
     using cache = layer.createCache();
     const { signal, abort } = controllerOf();
-    const before = new Turn([cache]);
+    const before = new Turn([memoryOf('cache', cache)]);
     const aborted = layer.forward(rows(0, 10), { caches: [cache], signal });
     const behind = layer.forward(rows(0, 10), { caches: [cache] });
     // Long enough for the projections, after which nothing goes on.
@@ -191,26 +193,84 @@ describe('a call that fails leaves its caches as they were', () => {
     expectSameBits(found, big.stepSync(slice(prompt, 1, 0, 1), [fresh]));
   });
 
-  test('because somebody changed or disposed them meanwhile', async () => {
-    for (const [change, code] of [
-      [(cache: KvCache) => cache.truncate(3), 'ERR_ARGUMENT'],
-      [(cache: KvCache) => cache.append(normal([1, 2, 1, 8], 1), normal([1, 2, 1, 8], 1)), 'ERR_ARGUMENT'],
-      [(cache: KvCache) => cache.dispose(), 'ERR_CLOSED'],
-    ] as const) {
-      using cache = layer.createCache();
-      using other = layer.createCache();
-      layer.forwardSync(rows(0, 10), { caches: [cache] });
-      // While keys are rotated, to the position that the cache had.
-      const signal = signalOf((looks) => {
-        if (looks === 7) change(cache);
-        return false;
-      });
-      const running = layer.step(normal([2, 1, 20], 1), [other, cache], { signal });
-      await expect(running).rejects.toMatchObject({ code, argument: 'caches[1]' });
-      expect(other.length).toBe(0);
-      expect(cache.length).toBeLessThanOrEqual(10);
-    }
+  test('because somebody disposed one of them meanwhile', async () => {
+    const cache = layer.createCache();
+    using other = layer.createCache();
+    layer.forwardSync(rows(0, 10), { caches: [cache] });
+    // While keys are rotated, to the position that the cache had.
+    const signal = signalOf((looks) => {
+      if (looks === 7) cache.dispose();
+      return false;
+    });
+    const running = layer.step(normal([2, 1, 20], 1), [other, cache], { signal });
+    await expect(running).rejects.toMatchObject({ code: 'ERR_CLOSED', argument: 'caches[1]' });
+    expect([other.length, cache.length]).toEqual([0, 0]);
   });
+});
+
+test('while a call has a cache or waits for it, nobody changes it by hand', async () => {
+  const wanted = inARow(0, 10, 11, 12);
+  const [key, value] = [1, 2].map((seed) => normal([1, 2, 1, 8], seed));
+  const refused = {
+    code: 'ERR_ARGUMENT',
+    argument: 'cache',
+    received: 'one that a call appends to: await it',
+  } as const;
+  const faults = new Faults();
+  for (let look = 1; look <= 2 * steps; look++) {
+    using cache = layer.createCache();
+    layer.forwardSync(rows(0, 10), { caches: [cache] });
+    let length: number | undefined;
+    const signal = signalOf((looks) => {
+      if (looks === look) length = cache.length;
+      if (looks !== look) return false;
+      for (const [name, change] of Object.entries({
+        append: () => cache.append(key, value),
+        truncate: () => cache.truncate(3),
+      })) {
+        try {
+          change();
+          faults.add(`${name} at ${look}`, 'was not refused');
+        } catch (error) {
+          faults.add(`${name} at ${look}`, faultOfError(error, refused));
+        }
+      }
+      return false;
+    });
+    const running = [layer.step(rows(10, 11), [cache], { signal }), layer.step(rows(11, 12), [cache])];
+    for (const [i, found] of (await Promise.all(running)).entries()) expectSameBits(found, wanted[1 + i]);
+    // Its own position stands in the cache from attention on.
+    expect(length).toBe(look <= 8 ? 10 : 11);
+    cache.truncate(11);
+    cache.append(key, value);
+    expect(cache.length).toBe(12);
+  }
+  faults.none();
+});
+
+test('of no rows there may be any number', async () => {
+  const none = (batch: number, n: number): Tensor => ({
+    data: new Float32Array(0),
+    dims: [batch, n, 20],
+    type: 'float32',
+  });
+  for (const each of [layer, lrkvLayer(lrkvWeights())]) {
+    for (const [batch, n] of [
+      [2 ** 40, 0],
+      [0, 2 ** 40],
+      [0, 0],
+    ]) {
+      expect(each.forwardSync(none(batch, n)).dims).toEqual([batch, n, 20]);
+      expect((await each.forward(none(batch, n))).dims).toEqual([batch, n, 20]);
+    }
+  }
+  using cache = layer.createCache();
+  expect(layer.stepSync(none(1, 0), [cache]).dims).toEqual([1, 0, 20]);
+  expect(layer.stepSync(none(0, 7), []).dims).toEqual([0, 7, 20]);
+  expect(cache.length).toBe(0);
+  const refused = { code: 'ERR_ABORTED', argument: 'signal' } as const;
+  const aborted = () => layer.forwardSync(none(2, 0), { signal: AbortSignal.abort() });
+  expect(await faultOf(aborted, false, refused)).toBeUndefined();
 });
 
 describe('what is refused', () => {

@@ -2,7 +2,17 @@
 import { type AttentionWeights, attentionLayer, type KvCache, type LayerOptions, ropeFrequencies } from '../lib';
 import { filled, guarded, normal, types } from './data';
 import { expectSameBits } from './full-run';
-import { itemOf, joined, type LayerShape, layerBiases, layerWeights, norm, padded, rowsOf } from './layer-data';
+import {
+  checkSplits,
+  itemOf,
+  joined,
+  type LayerShape,
+  layerBiases,
+  layerWeights,
+  norm,
+  padded,
+  rowsOf,
+} from './layer-data';
 import { expectLayer, type LayerMeaning } from './reference-layer';
 import { isaRows, testRows } from './rows';
 import { compare } from './tolerance';
@@ -141,14 +151,7 @@ describe('with caches', () => {
 
   test.each(causal)('%s: a prompt and then steps, at every split', (_name, given) => {
     const { weights, layer, hidden, meaning } = setUp({ ...given, batch: 1, n: 9, keyLengths: undefined });
-    const expected = expectLayer(hidden, weights, { ...meaning, keyLengths: undefined });
-    for (let split = 0; split <= 9; split++) {
-      using cache = layer.createCache();
-      const parts = [layer.forwardSync(rowsOf(hidden, 0, split), { caches: [cache] })];
-      for (let i = split; i < 9; i++) parts.push(layer.stepSync(rowsOf(hidden, i, i + 1), [cache]));
-      expect(cache.length).toBe(9);
-      compare(joined(parts), expected, `split at ${split}`);
-    }
+    checkSplits(layer, hidden, expectLayer(hidden, weights, { ...meaning, keyLengths: undefined }));
   });
 
   test.each(isaRows('full'))('a long prompt in parts, on %s', (isa) => {

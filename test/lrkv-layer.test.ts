@@ -12,8 +12,8 @@ import { guarded, normal, types } from './data';
 import { expectSameBits } from './full-run';
 import { toFloat64 } from './half';
 import {
+  checkSplits,
   itemOf,
-  joined,
   type LrkvLayerShape,
   layerWeights,
   lrkvBiases,
@@ -201,14 +201,7 @@ describe('with caches', () => {
 
   test.each(causal)('%s: a prompt and then steps, at every split', (_name, given) => {
     const { weights, layer, hidden, meaning } = setUp({ ...given, batch: 1, n: 9, keyLengths: undefined });
-    const expected = expectLrkvLayer(hidden, weights, { ...meaning, keyLengths: undefined });
-    for (let split = 0; split <= 9; split++) {
-      using cache = layer.createCache();
-      const parts = [layer.forwardSync(rowsOf(hidden, 0, split), { caches: [cache] })];
-      for (let i = split; i < 9; i++) parts.push(layer.stepSync(rowsOf(hidden, i, i + 1), [cache]));
-      expect(cache.length).toBe(9);
-      compare(joined(parts), expected, `split at ${split}`);
-    }
+    checkSplits(layer, hidden, expectLrkvLayer(hidden, weights, { ...meaning, keyLengths: undefined }));
   });
 
   test('a cache as it is asked for', () => {
@@ -302,6 +295,8 @@ describe('what is refused', () => {
       await refused({ [name]: normal([1, ...dims], 1) }, { code: 'ERR_SHAPE', argument: `weights.${name}` });
     }
     await refused({ query: normal([21, 48], 1) }, { code: 'ERR_SHAPE', argument: 'weights.keyBase' });
+    for (const name of ['keyUp', 'valueUp'])
+      await refused({ [name]: normal([18, 0], 1) }, { code: 'ERR_SHAPE', argument: `weights.${name}` });
     await refused({ keyUp: normal([13, 8], 1) }, { code: 'ERR_SHAPE', argument: 'weights.keyDown' });
     await refused({ valueUp: normal([18, 7], 1) }, { code: 'ERR_SHAPE', argument: 'weights.output' });
     await refused({ keyRanks: [4, 4, 5] }, { code: 'ERR_SHAPE', argument: 'weights.keyRanks' });
@@ -335,7 +330,31 @@ describe('what is refused', () => {
         await faultOf(call, false, { code: 'ERR_UNSUPPORTED', argument: 'weights.qkNorm.query' }),
       );
     }
+    // It is the queries' gain that does not go with the mode, and that is too large, whosever norm takes it over.
+    const none = lrkvWeights({}, { mode: 'none' });
+    const moved = () => lrkvLayer({ ...none, qkNorm: { query, key: {} } });
+    const received = "a gain 'after-rotation'";
+    const wanted = { code: 'ERR_UNSUPPORTED', argument: 'weights.qkNorm.query', received } as const;
+    faults.add('none', await faultOf(moved, false, wanted));
+    const given = () => lrkvLayer({ ...none, qkNorm: { key: query } });
+    faults.add('of keys', await faultOf(given, false, { ...wanted, argument: 'weights.qkNorm.key' }));
+    const huge = { gain: new Array<number>(8).fill(1e30), gainOrder: 'after-rotation' } as const;
+    const product = () => lrkvLayer({ ...plain, qkNorm: { query: huge, key: huge } });
+    const overflow = { code: 'ERR_ARGUMENT', argument: 'weights.qkNorm.query.gain[0]', received: 'Infinity' } as const;
+    faults.add('overflow', await faultOf(product, false, overflow));
     faults.none();
+  });
+
+  test('more key/value heads than there are', async () => {
+    const heads = 2 ** 16 + 1;
+    const ranks = new Array<number>(heads).fill(0);
+    const one = normal([1, 1], 1);
+    const none = (rows: number, columns: number) => normal([rows, columns], 1);
+    const side = { keyBase: one, keyDown: none(1, 0), keyUp: none(0, 1), keyRanks: ranks };
+    const other = { valueBase: one, valueDown: none(1, 0), valueUp: none(0, 1), valueRanks: ranks };
+    const weights = { query: normal([1, heads], 1), output: normal([heads, 1], 2), heads, ...side, ...other };
+    const wanted = { code: 'ERR_ARGUMENT', argument: 'weights.kvHeads', received: String(heads) } as const;
+    expect(await faultOf(() => lrkvLayer(weights), false, wanted)).toBeUndefined();
   });
 
   test('options of a layer', async () => {

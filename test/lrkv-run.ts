@@ -1,29 +1,20 @@
 import { lrkvAttentionWithLseSync } from '../lib';
 import type { DataType, Tensor } from '../lib/tensor';
-import { filled, from, guarded, normal, uniform } from './data';
+import { filled, from, guarded, normal, type Shape, uniform } from './data';
 import type { Run } from './full-run';
 import { toFloat64 } from './half';
-import type { Layout } from './problem';
 import { expectLrkv, type LrkvGiven, type LrkvMeaning, type LrkvModelMeaning } from './reference-lrkv';
 import { isaRows, testRows } from './rows';
 import { compare } from './tolerance';
 
 /** The extents of one call of LRKV. */
-export interface LrkvShape {
-  readonly batch?: number;
-  readonly heads?: number;
-  readonly kvHeads?: number;
-  readonly queries: number;
-  readonly keys: number;
-  readonly headDim: number;
-  readonly valueDim?: number;
+export interface LrkvShape extends Shape {
   /** Columns of the bases. Default headDim and valueDim; another number calls for a gauge. */
   readonly keyBaseDim?: number;
   readonly valueBaseDim?: number;
   /** Ranks of all key/value heads, or of each. */
   readonly keyRank?: number | readonly number[];
   readonly valueRank?: number | readonly number[];
-  readonly layout?: Layout;
 }
 
 /** What a model has beside its factors. */

@@ -26,9 +26,14 @@ export const lrkvProjections: LrkvProjections = {
   valueDown: normal([10, 4], 49, 'float16'),
 };
 
+/** An empty cache of the model, or of one that differs from it. */
+export function lrkvCacheOf(options: object = {}): LrkvCache {
+  return new LrkvCache({ heads: 2, headDim: 8, valueDim: 6, ...lrkvModel, ...options });
+}
+
 /** A cache of five positions. */
 export function smallLrkvCache(): LrkvCache {
-  const cache = new LrkvCache({ heads: 2, headDim: 8, valueDim: 6, ...lrkvModel });
+  const cache = lrkvCacheOf();
   cache.append(lrkvRows(5));
   return cache;
 }

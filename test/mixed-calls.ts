@@ -1,5 +1,6 @@
 import {
   type AttentionFactors,
+  type AttentionLayer,
   attendBatch,
   attendBatchSync,
   attention,
@@ -29,6 +30,7 @@ import {
   lowRankAttentionSync,
   lrkvAttention,
   lrkvAttentionSync,
+  lrkvLayer,
   matmul,
   matmulSync,
   mergeAttention,
@@ -49,7 +51,7 @@ import {
   type TensorOf,
 } from '../lib';
 import { filled, type Inputs, normal, normalInputs, type Shape, types } from './data';
-import { layerBiases, layerWeights } from './layer-data';
+import { layerBiases, layerWeights, lrkvWeights } from './layer-data';
 import { projection } from './linformer-run';
 import { once } from './rows';
 
@@ -285,26 +287,68 @@ function cacheCalls(type: DataType): MixedCall[] {
   return [...attends, withLse, batch];
 }
 
+const layerShape = { modelDim: 48, heads: 4, kvHeads: 2, headDim: 32 };
+
 /** A prompt, and a step of sequences of different lengths, each on a fork so that every call finds the same past. */
-function layerCalls(type: DataType): MixedCall[] {
-  const weights = layerWeights({ modelDim: 48, heads: 4, kvHeads: 2, headDim: 32 }, 33, type);
-  const layer = attentionLayer({ ...weights, ...layerBiases(weights), rope: { frequencies: ropeFrequencies(32) } });
+function layerCalls<Cache extends KvCache | LrkvCache>(
+  name: string,
+  layer: AttentionLayer<Cache>,
+  caches: readonly Cache[],
+  type: DataType,
+): MixedCall[] {
   const hidden = normal([2, 70, 48], 34, type);
-  const next = normal([3, 1, 48], 35, type);
-  const caches = [3, 130, 1030].map((length) => filledCache(length, type));
-  const forked = () => caches.map((cache) => cache.fork());
+  const next = normal([caches.length, 1, 48], 35, type);
+  const forked = () => caches.map((cache) => cache.fork() as Cache);
   return [
     pair(
-      `forward of a layer in ${type}`,
+      `forward of ${name} in ${type}`,
       (options) => layer.forwardSync(hidden, options),
       (options) => layer.forward(hidden, options),
     ),
     pair(
-      `step of a layer in ${type}`,
+      `step of ${name} in ${type}`,
       (options) => layer.stepSync(next, forked(), options),
       (options) => layer.step(next, forked(), options),
     ),
   ];
+}
+
+function attentionLayerCalls(type: DataType): MixedCall[] {
+  const weights = layerWeights(layerShape, 33, type);
+  const layer = attentionLayer({ ...weights, ...layerBiases(weights), rope: { frequencies: ropeFrequencies(32) } });
+  const caches = [3, 130, 1030].map((length) => filledCache(length, type));
+  return layerCalls('a layer', layer, caches, type);
+}
+
+/** The layer of LRKV, and what its cache projects by itself. */
+function lrkvLayerCalls(type: DataType): MixedCall[] {
+  const weights = lrkvWeights({ ...layerShape, valueDim: 24, keyRank: 6 }, { mode: 'latent', norm: 'plain' }, 36);
+  const { keyBase, keyDown, valueBase, valueDown } = weights;
+  const projections = { keyBase, keyDown, valueBase, valueDown };
+  const layer = lrkvLayer(weights);
+  const caches = [3, 1030].map((length) => {
+    const cache = layer.createCache({ type });
+    cache.appendHiddenSync(normal([1, length, 48], 37), projections);
+    return cache;
+  });
+  const hidden = normal([1, 40, 48], 38, type);
+  const query = normal([1, 4, 3, 32], 39, type);
+  const appended = pair(
+    `lrkv, appendHidden and attend in ${type}`,
+    (options) => {
+      const { out: _, ...how } = options;
+      const fork = caches[1].fork();
+      fork.appendHiddenSync(hidden, projections, how);
+      return fork.attendSync(query, options);
+    },
+    async (options) => {
+      const { out: _, ...how } = options;
+      const fork = caches[1].fork();
+      await fork.appendHidden(hidden, projections, how);
+      return await fork.attend(query, options);
+    },
+  );
+  return [...layerCalls('a layer of LRKV', layer, caches, type), appended];
 }
 
 /** Of two-part keys, of whole ones that are rotated, and from a cache. */
@@ -366,7 +410,8 @@ export const mixedCalls: () => readonly MixedCall[] = once(() => [
     ...linformerCalls(type),
     ...lrkvCalls(type),
     ...linearCalls(type),
-    ...layerCalls(type),
+    ...attentionLayerCalls(type),
+    ...lrkvLayerCalls(type),
   ]),
   lowRankCall('bfloat16'),
   ...analysisCalls(),

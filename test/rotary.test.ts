@@ -354,7 +354,7 @@ describe('refused', () => {
 
   test('what frequencies are asked for', async () => {
     const faults = new Faults();
-    for (const headDim of [0, 1, 7, 2.5, NaN, Infinity, '8', undefined]) {
+    for (const headDim of [0, 1, 7, 2.5, NaN, Infinity, '8', undefined, 2 ** 20 + 2]) {
       const wanted = { code: 'ERR_ARGUMENT', argument: 'headDim' } as const;
       faults.add(String(headDim), await faultOf(() => ropeFrequencies(headDim as number), false, wanted));
     }

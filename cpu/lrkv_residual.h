@@ -127,23 +127,47 @@ static void residualOutput(const void* latents, Index width, Index count, const 
   }
 }
 
-// The two loops for latents of one type. All else around them is the same code for every type.
+// Columns of a value base that are converted together.
+constexpr Index kValueStrip = 32;
+
+// strip[j][c] = rows[j·stride + c] as float32, for `count` rows and at most kValueStrip columns.
+template <DataType kType>
+static void stripOfColumns(const void* rows, Index stride, Index count, Index columns, float* strip) {
+  const Full d;
+  constexpr Index n = kLanes<Full>;
+  static_assert(kValueStrip % n == 0);
+  for (Index j = 0; j < count; ++j) {
+    const void* row = elementAt(rows, kType, j * stride);
+    float* target = strip + j * kValueStrip;
+    if (columns < kValueStrip) {
+      convertRow(kType, row, DataType::kFloat32, target, columns);
+      continue;
+    }
+#pragma GCC unroll 8
+    for (Index c = 0; c < kValueStrip; c += n) hn::Store(loadAs(d, kType, elementAt(row, kType, c)), d, target + c);
+  }
+}
+
+// The loops over what is stored in one type. All else around them is the same code for every type.
 struct ResidualLoops {
   void (*scores)(const void* latents, Index width, Index blocks, const float* query, float* scores, Ahead ahead);
   void (*output)(const void* latents, Index width, Index count, const float* weights, Index stride, float decay,
                  float* sum, Ahead ahead);
+  void (*columns)(const void* rows, Index stride, Index count, Index columns, float* strip);
 };
 
 LA_INLINE ResidualLoops residualLoops(DataType type) {
   switch (type) {
     case DataType::kFloat16:
-      return {residualScores<DataType::kFloat16>, residualOutput<DataType::kFloat16>};
+      return {residualScores<DataType::kFloat16>, residualOutput<DataType::kFloat16>,
+              stripOfColumns<DataType::kFloat16>};
     case DataType::kBfloat16:
-      return {residualScores<DataType::kBfloat16>, residualOutput<DataType::kBfloat16>};
+      return {residualScores<DataType::kBfloat16>, residualOutput<DataType::kBfloat16>,
+              stripOfColumns<DataType::kBfloat16>};
     case DataType::kFloat32:
       break;
   }
-  return {residualScores<DataType::kFloat32>, residualOutput<DataType::kFloat32>};
+  return {residualScores<DataType::kFloat32>, residualOutput<DataType::kFloat32>, stripOfColumns<DataType::kFloat32>};
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE

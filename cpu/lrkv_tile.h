@@ -23,6 +23,7 @@ struct LrkvScratch {
   FlashScratch flash;
   float* residual = nullptr;  // [W][kLrkvTile] scores of the latents
   float* latents = nullptr;   // [kLrkvTile][widest value latents], for tiles with hidden keys
+  float* strip = nullptr;     // [kLrkvTile][kValueStrip]
 };
 
 // Exact attention as the base alone would have it: one key/value head, which all heads share.
@@ -43,6 +44,7 @@ LA_INLINE LrkvScratch placeLrkvScratch(const LrkvProblem& problem, const FullPro
   if (flash != nullptr) scratch.flash = placeFlashScratch(base, width, flash);
   scratch.residual = memory.take<float>(width * kLrkvTile);
   scratch.latents = memory.take<float>(kLrkvTile * widest(problem.layout.valueStarts, problem.layout.kvHeads));
+  scratch.strip = memory.take<float>(kLrkvTile * kValueStrip);
   return scratch;
 }
 
@@ -130,7 +132,7 @@ class LatentsAhead {
   const char* end_ = nullptr;
 };
 
-// The value base of a tile as float32. It is converted when it is first asked for: by then it has come from memory.
+// The value base of a tile as float32, for tiles with hidden keys.
 class ValueTile {
  public:
   LA_METHOD ValueTile(const LrkvTile& tile, KeyRange keys) : tile_(tile), keys_(keys) {}
@@ -262,47 +264,77 @@ LA_INLINE void latentOutput(const LrkvTile& tile, const Panel& panel, KeyRange k
   });
 }
 
-// One tile of keys, all on one page, for one panel. `key` and `value` are its bases, the former from the first key on.
+// scores += key base·q_base. A base of 16 bits is converted some rows at a time, which then are in L1.
 template <class Shape>
-LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, const UpcomingKeys& next,
-                        const TileRows& key, ValueTile& values, float* sums) {
+LA_INLINE void addBaseScores(const LrkvTile& tile, const Panel& panel, KeyRange keys) {
   using D = typename Shape::Tag;
   const D d;
   constexpr int kVecs = Shape::kVectors;
   constexpr Index width = Shape::kWidth;
-  const FullProblem& base = tile.base;
-  const Index count = keys.end - keys.begin;
-  float* scores = tile.scratch.flash.scores;
-
-  latentScores<Shape>(tile, panel, keys);
-  LatentsAhead valuesAhead(tile.problem.layout, {&tile.sequence, keys}, true);
-  forRowGroups<kMaxRows<kVecs>>(count, [&](Index first, auto rows) {
-    float* target = scores + first * width;
-    outerProduct<decltype(rows)::value, kVecs>(
-        d, key.data + first * key.rowStride, key.rowStride, 1, panel.query, width, base.headDim,
+  const DataType type = tile.problem.layout.type;
+  const Index dim = tile.base.headDim;
+  const void* base = rowsOnPage(basesOf(tile.problem.layout, tile.sequence, false), type, 0, keys);
+  LatentsAhead ahead(tile.problem.layout, {&tile.sequence, keys}, true);
+  forRowGroups<kMaxRows<kVecs>>(keys.end - keys.begin, [&](Index first, auto size) {
+    constexpr int kRows = decltype(size)::value;
+    const float* rows = asFloat32(type, elementAt(base, type, first * dim), kRows * dim, tile.scratch.flash.key);
+    float* target = tile.scratch.flash.scores + first * width;
+    outerProduct<kRows, kVecs>(
+        d, rows, dim, 1, panel.query, width, dim,
         [&](int r, int v) { return hn::Load(d, target + r * width + v * kLanes<D>); },
-        [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, target + r * width + v * kLanes<D>); },
-        [&] { valuesAhead(); });
+        [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, target + r * width + v * kLanes<D>); }, [&] { ahead(); });
   });
-  if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
-  alignas(64) float decay[width];
-  const bool hidden = weighTile<Shape>(base, tile.sequence, panel, keys, tile.scratch.flash, decay);
-  const TileRows value = values.from(keys.begin);
-  if (hidden && !values.finite()) {
-    for (Index i = 0; i < base.valueDim * width; ++i) panel.output[i] *= decay[i % width];
-    addVisibleValues(value, count, base.valueDim, scores, width, width, panel.output, 1, width);
-  } else {
-    LatentsAhead keysAhead(tile.problem.layout, next, false);
-    forRowGroups<kMaxRows<kVecs>>(base.valueDim, [&](Index first, auto rows) {
-      float* output = panel.output + first * width;
-      outerProduct<decltype(rows)::value, kVecs>(
-          d, value.data + first, 1, value.rowStride, scores, width, count,
+}
+
+// output = output·decay + value baseᵀ·P. A base of 16 bits is converted some columns at a time.
+template <class Shape>
+LA_INLINE void addBaseOutput(const LrkvTile& tile, const Panel& panel, KeyRange keys, const UpcomingKeys& next,
+                             const float* decay) {
+  using D = typename Shape::Tag;
+  const D d;
+  constexpr int kVecs = Shape::kVectors;
+  constexpr Index width = Shape::kWidth;
+  const DataType type = tile.problem.layout.type;
+  const Index dim = tile.base.valueDim;
+  const Index count = keys.end - keys.begin;
+  const void* base = rowsOnPage(basesOf(tile.problem.layout, tile.sequence, true), type, 1, keys);
+  LatentsAhead ahead(tile.problem.layout, next, false);
+  const bool whole = type == DataType::kFloat32;
+  const Index step = whole ? dim : kValueStrip;
+  for (Index first = 0; first < dim; first += step) {
+    const Index columns = minimum(step, dim - first);
+    const float* rows = whole ? static_cast<const float*>(base) : tile.scratch.strip;
+    const Index stride = whole ? dim : kValueStrip;
+    if (!whole) tile.loops.columns(elementAt(base, type, first), dim, count, columns, tile.scratch.strip);
+    forRowGroups<kMaxRows<kVecs>>(columns, [&](Index c, auto size) {
+      float* output = panel.output + (first + c) * width;
+      outerProduct<decltype(size)::value, kVecs>(
+          d, rows + c, 1, stride, tile.scratch.flash.scores, width, count,
           [&](int r, int v) {
             return hn::Mul(hn::Load(d, output + r * width + v * kLanes<D>), hn::Load(d, decay + v * kLanes<D>));
           },
-          [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); },
-          [&] { keysAhead(); });
+          [&](int r, int v, Vec<D> sum) { hn::Store(sum, d, output + r * width + v * kLanes<D>); }, [&] { ahead(); });
     });
+  }
+}
+
+// One tile of keys, all on one page, for one panel.
+template <class Shape>
+LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys, const UpcomingKeys& next,
+                        ValueTile& values, float* sums) {
+  constexpr Index width = Shape::kWidth;
+  const FullProblem& base = tile.base;
+  latentScores<Shape>(tile, panel, keys);
+  addBaseScores<Shape>(tile, panel, keys);
+  if (tile.problem.layout.scaled) scaleScores<Shape>(tile, panel, keys);
+  alignas(64) float decay[width];
+  const bool hidden = weighTile<Shape>(base, tile.sequence, panel, keys, tile.scratch.flash, decay);
+  if (hidden && !values.finite()) {
+    for (Index i = 0; i < base.valueDim * width; ++i) panel.output[i] *= decay[i % width];
+    addVisibleValues(values.from(keys.begin), keys.end - keys.begin, base.valueDim, tile.scratch.flash.scores, width,
+                     width, panel.output, 1, width);
+  } else {
+    addBaseOutput<Shape>(tile, panel, keys, next, decay);
   }
   latentOutput<Shape>(tile, panel, keys, next, hidden, decay, sums);
 }
@@ -312,21 +344,16 @@ LA_INLINE void lrkvTile(const LrkvTile& tile, const Panel& panel, KeyRange keys,
 template <class Shape, class Upcoming>
 LA_INLINE void lrkvForward(const LrkvTile& tile, const Panel* panels, Index panelCount, KeyRange keys, float* sums,
                            const Upcoming& upcoming, const Execution& execution) {
-  const LrkvLayout& layout = tile.problem.layout;
-  const PagedRows keyBases = basesOf(layout, tile.sequence, false);
   forTiles(keys, kLrkvTile, [&](KeyRange range) {
     if (execution.aborted()) return false;
     if (hiddenFromAll(tile.base, tile.sequence, range)) return true;
     const UpcomingKeys next = range.end < keys.end ? firstTileOf(tile.sequence, {range.end, keys.end}) : upcoming();
-    const TileRows key = tileRows(keyBases, layout.type, 0, layout.keyBaseDim, range, tile.scratch.flash.key);
     ValueTile values(tile, range);
     for (Index p = 0; p < panelCount; ++p) {
       const Panel& panel = panels[p];
       const KeyRange part = {maximum(range.begin, panel.seen.begin), minimum(range.end, panel.seen.end)};
       if (part.begin >= part.end) continue;
-      const Index skip = part.begin - range.begin;
-      lrkvTile<Shape>(tile, panel, part, p + 1 == panelCount ? next : UpcomingKeys(),
-                      {key.data + skip * key.rowStride, key.rowStride}, values,
+      lrkvTile<Shape>(tile, panel, part, p + 1 == panelCount ? next : UpcomingKeys(), values,
                       sums + p * Shape::kWidth * tile.sumWidth);
     }
     return true;

@@ -160,15 +160,15 @@ LA_INLINE void rowsToTile(const Source& source, Vec<Full> (&tile)[kSquareDepth][
   Vec<LaneBits> lanes[kSquare];
   if constexpr (kType == DataType::kFloat32) {
 #pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
+    for (Index half = 0; half < 2; ++half) {
       blocksToLanes([&](Index r) { return elementAt(source(r), kType, half * kSquare); }, lanes);
 #pragma GCC unroll 4
-      for (int c = 0; c < kSquare; ++c) tile[half * kSquare + c][0] = hn::BitCast(d, lanes[c]);
+      for (Index c = 0; c < kSquare; ++c) tile[half * kSquare + c][0] = hn::BitCast(d, lanes[c]);
     }
   } else {
     blocksToLanes(source, lanes);
 #pragma GCC unroll 4
-    for (int c = 0; c < kSquare; ++c) {
+    for (Index c = 0; c < kSquare; ++c) {
       if constexpr (kType == DataType::kBfloat16) {
         tile[2 * c][0] = hn::BitCast(d, hn::ShiftLeft<16>(lanes[c]));
         tile[2 * c + 1][0] = hn::BitCast(d, hn::And(lanes[c], hn::Set(bits, 0xFFFF0000u)));

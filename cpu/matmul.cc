@@ -4,23 +4,21 @@
 // For a block of kDepth of the inner dimension, a strip of B is packed into panels [k][W] that lie in L2 and are
 // reused by all rows of a unit; rows of A are read where they lie, kMaxRows at a time, and broadcast.
 // A unit of work is (batch item, rows, columns) of C; its inner dimension is never split between threads, so the
-// result does not depend on their number.
+// result does not depend on their number. Few rows are done otherwise, see cpu/matmul_few.h, with the same bits.
 
 #include "core/matmul.h"
 
 #include "core/execution.h"
 #include "cpu/kernels.h"
+#include "cpu/matmul_few.h"
 #include "cpu/microkernel.h"
 #include "cpu/transpose.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
 constexpr Index kMatmulWidth = 2 * kLanes<Full>;  // W
-constexpr Index kMatmulDepth = 256;               // inner dimension of a packed strip
-constexpr Index kMatmulColumns = 256;             // columns of a unit: the strip is 256 KiB
-constexpr Index kMatmulRows = 288;                // rows of a unit, a multiple of 6 and of 12
 
-// Scratch of one worker in floats: packed B, converted A, and C of the unit.
+// Scratch of one worker in floats: packed B, converted A, and C of the unit. Few rows take less.
 LA_INLINE Index matmulWorkerFloats() {
   return kMatmulDepth * kMatmulColumns + kMatmulRows * kMatmulDepth + kMatmulRows * kMatmulColumns;
 }
@@ -61,26 +59,6 @@ LA_INLINE void packColumns(const MatmulProblem& problem, const void* b, Index k0
   }
 }
 
-// How a block of A lies in the scratch, so that rows are copied as they lie in memory.
-template <bool kTransposed>
-struct BlockOfA {
-  static constexpr Index kRowStride = kTransposed ? 1 : kMatmulDepth;
-  static constexpr Index kDepthStride = kTransposed ? kMatmulRows : 1;
-};
-
-// rowsOfA[i·kRowStride + k·kDepthStride] = A[i0 + i][k0 + k] as float32.
-template <bool kTransposed>
-LA_INLINE void packRows(const MatmulProblem& problem, const void* a, Index i0, Index rows, Index k0, Index depth,
-                        float* rowsOfA) {
-  const Index count = kTransposed ? depth : rows;
-  const Index length = kTransposed ? rows : depth;
-  for (Index r = 0; r < count; ++r) {
-    const Index first = kTransposed ? (k0 + r) * problem.m + i0 : (i0 + r) * problem.k + k0;
-    convertRow(problem.typeA, elementAt(a, problem.typeA, first), DataType::kFloat32,
-               rowsOfA + r * (kTransposed ? kMatmulRows : kMatmulDepth), length);
-  }
-}
-
 template <bool kTransposed>
 static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Index rows, Index j0, Index columns,
                        float* memory) {
@@ -112,21 +90,37 @@ static void matmulUnit(const MatmulProblem& problem, Index batch, Index i0, Inde
     }
   }
   if (inPlace) return;
-  for (Index i = 0; i < rows; ++i) {
-    convertRow(DataType::kFloat32, sums + i * stride, problem.typeC, elementAt(c, problem.typeC, i * problem.n),
-               columns);
+  storeRows(problem, sums, stride, rows, columns, c);
+}
+
+// Computes rows [i0, i0 + rows) and columns [j0, j0 + columns) of C for one batch item.
+using MatmulUnit = void (*)(const MatmulProblem& problem, Index batch, Index i0, Index rows, Index j0, Index columns,
+                            float* memory);
+
+template <bool kTransposed>
+LA_INLINE MatmulUnit matmulUnitOf(const MatmulProblem& problem) {
+  if (!hasFewRows(problem)) return matmulUnit<kTransposed>;
+  switch (problem.typeB) {
+    case DataType::kFloat16:
+      return matmulFewUnit<kTransposed, DataType::kFloat16>;
+    case DataType::kBfloat16:
+      return matmulFewUnit<kTransposed, DataType::kBfloat16>;
+    case DataType::kFloat32:
+      break;
   }
+  return matmulFewUnit<kTransposed, DataType::kFloat32>;
 }
 
 void runMatmul(const MatmulProblem& problem, const Execution& execution) {
   const Index rowUnits = divideUp(problem.m, kMatmulRows);
-  const Index columnUnits = divideUp(problem.n, kMatmulColumns);
+  const Index columns = hasFewRows(problem) ? matmulFewColumns(problem, execution.threads) : kMatmulColumns;
+  const Index columnUnits = divideUp(problem.n, columns);
   const Index perItem = rowUnits * columnUnits;
+  const MatmulUnit run = problem.transposeA ? matmulUnitOf<true>(problem) : matmulUnitOf<false>(problem);
   forEachUnit(execution, problem.batch * perItem, [&](Index worker, Index unit) {
     const Index i0 = unit % perItem / columnUnits * kMatmulRows;
-    const Index j0 = unit % columnUnits * kMatmulColumns;
-    const auto run = problem.transposeA ? matmulUnit<true> : matmulUnit<false>;
-    run(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0, minimum(kMatmulColumns, problem.n - j0),
+    const Index j0 = unit % columnUnits * columns;
+    run(problem, unit / perItem, i0, minimum(kMatmulRows, problem.m - i0), j0, minimum(columns, problem.n - j0),
         reinterpret_cast<float*>(execution.workspace) + worker * matmulWorkerFloats());
   });
 }

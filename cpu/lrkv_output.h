@@ -3,7 +3,7 @@
 #ifndef LOWRANK_ATTENTION_CPU_LRKV_OUTPUT_H_
 #define LOWRANK_ATTENTION_CPU_LRKV_OUTPUT_H_
 
-#include "cpu/lrkv_plan.h"
+#include "cpu/lrkv_call.h"
 
 namespace lowrank_attention::HWY_NAMESPACE {
 
@@ -60,6 +60,55 @@ LA_INLINE void askForStates(const LrkvPlan& plan, const LrkvLayout& layout, cons
   for (Index split = 0; split < plan.splits; ++split) {
     prefetch<3>(states + split * plan.rows * floats, rows * floats * static_cast<Index>(sizeof(float)));
   }
+}
+
+// Outputs and lse of all rows of some positions that read one key/value head.
+LA_INLINE void finishHead(const Call& call, const PositionUnit& unit, Index kvHead, const OutputScratch& scratch) {
+  const LrkvProblem& problem = call.problem;
+  const FullProblem& full = problem.full;
+  const LrkvLayout& layout = problem.layout;
+  const LrkvFactors& value = problem.model.value;
+  const Index group = full.heads / layout.kvHeads;
+  const Index sumWidth = widest(layout.valueStarts, layout.kvHeads);
+  const auto statesOf = [&](const Position& position, Index head) {
+    return call.space.states + call.space.plans[position.sequence].firstState +
+           (position.query * full.heads + head) * lrkvStateFloats(layout);
+  };
+  for (Index p = 0; p < unit.count; ++p) {
+    const Position& position = unit.positions[p];
+    const FullSequence& sequence = call.sequence(position.sequence);
+    const LrkvPlan& plan = call.space.plans[position.sequence];
+    if (kvHead + 1 < unit.endHead) askForStates(plan, layout, statesOf(position, (kvHead + 1) * group), group);
+    for (Index g = 0; g < group; ++g) {
+      const Index head = kvHead * group + g;
+      const Index row = p * group + g;
+      const RowSeen seen = mergeRow(plan, layout, statesOf(position, head), scratch.base + row * layout.valueBaseDim,
+                                    scratch.latents + row * sumWidth);
+      if (sequence.lse != nullptr) {
+        sequence.lse[head * sequence.queryRows + position.query] = lseOf(full, seen.max, seen.sum);
+      }
+    }
+  }
+  const Index rows = unit.count * group;
+  wholeFromBase(value, kvHead, scratch.base, rows, scratch.whole, scratch.strip);
+  addLatents(value, kvHead, ranksBefore(value, kvHead), {scratch.latents, sumWidth, 1}, rows, scratch.whole,
+             scratch.strip);
+  for (Index row = 0; row < rows; ++row) {
+    const Position& position = unit.positions[row / group];
+    const FullSequence& sequence = call.sequence(position.sequence);
+    const Index at =
+        (kvHead * group + row % group) * sequence.output.headStride + position.query * sequence.output.rowStride;
+    convertRow(DataType::kFloat32, scratch.whole + row * wholeStride(value.dim), full.outputType,
+               elementAt(sequence.output.data, full.outputType, at), value.dim);
+  }
+}
+
+static void finishRows(const Call& call) {
+  forPositions(call, [&](Index worker, const PositionUnit& unit) {
+    Arena arena(call.worker(worker));
+    const OutputScratch scratch = placeOutputScratch(call.problem, arena);
+    for (Index kvHead = unit.firstHead; kvHead < unit.endHead; ++kvHead) finishHead(call, unit, kvHead, scratch);
+  });
 }
 
 }  // namespace lowrank_attention::HWY_NAMESPACE

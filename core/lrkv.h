@@ -125,7 +125,7 @@ struct LrkvProblem {
   FullProblem full;
   // Rows to be stored first, where there is no cache: one entry a sequence, or null. Pages then lie in the workspace,
   // and the kernel puts their addresses into `pages`, one sequence's after the other's: the entries' `pages` and the
-  // sequences' key.pages point there already.
+  // sequences' key.pages point there already. A kernel may leave out those of sequences that it reads another way.
   const LrkvStoreProblem* stores = nullptr;
   std::byte** pages = nullptr;
 };

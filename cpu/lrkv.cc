@@ -41,6 +41,12 @@ LA_INLINE void storeRows(const Call& call) {
   });
 }
 
+LA_INLINE const void* queryAt(const Call& call, const Position& position, Index head) {
+  const HeadRows& query = call.sequence(position.sequence).query;
+  return elementAt(static_cast<const void*>(query.data), call.problem.full.queryType,
+                   head * query.headStride + position.query * query.rowStride);
+}
+
 // The query of one head: what meets the base, and what meets the latents. `before` are the key ranks of the heads
 // before.
 LA_INLINE void splitQuery(const Call& call, const Position& position, Index kvHead, Index head, Index before,
@@ -48,15 +54,15 @@ LA_INLINE void splitQuery(const Call& call, const Position& position, Index kvHe
   const LrkvModel& model = call.problem.model;
   const LrkvLayout& layout = call.problem.layout;
   const FullProblem& full = call.problem.full;
-  const FullSequence& sequence = call.sequence(position.sequence);
-  const float scale = scaleOfQuery(full);
-  const Index at = head * sequence.query.headStride + position.query * sequence.query.rowStride;
-  prepareQuery(model, full.queryType, elementAt(sequence.query.data, full.queryType, at), scratch);
+  const Index next = head + full.heads / layout.kvHeads;
+  if (next < full.heads) {
+    prefetch<3>(queryAt(call, position, next), full.headDim * elementBytes(full.queryType));
+  }
+  prepareQuery(model, full.queryType, queryAt(call, position, head), scratch);
   const Index row = call.space.plans[position.sequence].firstRow + position.query * full.heads + head;
-  baseQuery(model, kvHead, scratch, call.space.baseQueries + row * layout.keyBaseDim);
-  float* latent = call.space.latentQueries + row * call.space.queryWidth;
-  latentQuery(model, kvHead, before, scratch, latent, layout.keyWidth(kvHead));
-  for (Index c = 0; c < layout.keyWidth(kvHead); ++c) latent[c] *= scale;
+  if (!meetsBasePlain(model)) baseQuery(model, kvHead, scratch, call.space.baseQueries + row * layout.keyBaseDim);
+  latentQuery(model, kvHead, before, scratch, scaleOfQuery(full),
+              call.space.latentQueries + row * call.space.queryWidth, layout.keyWidth(kvHead));
 }
 
 void splitQueries(const Call& call) {

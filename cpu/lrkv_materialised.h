@@ -77,7 +77,7 @@ class Materialiser {
         } else {
           const Index columns = storedKeyBase(model);
           baseQuery(model, first_ + i, scratch, out);
-          latentQuery(model, first_ + i, before, scratch, out + columns, dim - columns);
+          latentQuery(model, first_ + i, before, scratch, 1.0f, out + columns, dim - columns);
         }
       }
       before += model.key.ranks[first_ + i];

@@ -210,7 +210,7 @@ LA_INLINE OutputScratch placeOutputScratch(const LrkvProblem& problem, Arena& me
 struct LrkvWorkspace {
   LrkvPlan* plans = nullptr;
   std::byte* pages = nullptr;      // of sequences in the two-part form that come as rows
-  float* baseQueries = nullptr;    // [rows of all sequences][key base columns]
+  float* baseQueries = nullptr;    // [rows of all sequences][key base columns], unless they are as they come
   float* latentQueries = nullptr;  // [rows of all sequences][queryWidth]
   float* states = nullptr;
   std::byte* shared = nullptr;  // of one materialised sequence at a time
@@ -279,7 +279,7 @@ LA_INLINE LrkvWorkspace layOutLrkv(const LrkvProblem& problem, Index threads, st
     if (memory != nullptr) space.plans[s] = plan;
   }
   if (problem.stores != nullptr) space.pages = arena.take<std::byte>(pages * storedPageBytes(problem.layout));
-  space.baseQueries = arena.take<float>(space.rows * problem.layout.keyBaseDim);
+  space.baseQueries = arena.take<float>(meetsBasePlain(problem.model) ? 0 : space.rows * problem.layout.keyBaseDim);
   space.latentQueries = arena.take<float>(space.rows * space.queryWidth);
   space.states = arena.take<float>(states);
   space.shared = arena.take<std::byte>(shared);

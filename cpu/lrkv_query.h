@@ -30,8 +30,8 @@ LA_INLINE Vec<SquareTag> sumsOfLanes(D d, Vec<D> a, Vec<D> b, Vec<D> c, Vec<D> e
   }
 }
 
-// out[k] = rows[k]·x; rows [count][dim]. Four rows share what is read of x and the sums across lanes.
-LA_INLINE void dotRows(const float* rows, Index count, const float* x, Index dim, float* out) {
+// out[k] = scale·(rows[k]·x); rows [count][dim]. Four rows share what is read of x and the sums across lanes.
+LA_INLINE void dotRows(const float* rows, Index count, const float* x, Index dim, float scale, float* out) {
   const Full d;
   constexpr Index n = kLanes<Full>;
   for (Index k = 0; k < count; k += kSquare) {
@@ -57,7 +57,8 @@ LA_INLINE void dotRows(const float* rows, Index count, const float* x, Index dim
     }
     const auto total = [&](Index r) { return hn::Add(sum[r][0], sum[r][1]); };
     const SquareTag four;
-    const auto sums = hn::Add(sumsOfLanes(d, total(0), total(1), total(2), total(3)), hn::LoadU(four, tail));
+    const auto plain = hn::Add(sumsOfLanes(d, total(0), total(1), total(2), total(3)), hn::LoadU(four, tail));
+    const auto sums = hn::Mul(plain, hn::Set(four, scale));
     float* target = out + k;
     if (k + kSquare <= count) {
       hn::StoreU(sums, four, target);
@@ -118,29 +119,34 @@ LA_INLINE void prepareQuery(const LrkvModel& model, DataType type, const void* q
   gain(model.norm.order == GainOrder::kAfterRotation ? scratch.rotated : scratch.plain);
 }
 
+// Whether queries meet the base as they come.
+LA_INLINE bool meetsBasePlain(const LrkvModel& model) {
+  return model.rope == LrkvRope::kOff && model.key.gauge == nullptr && !(model.norm.on && model.norm.gain != nullptr);
+}
+
 // What of the query meets the base: `base` [key base columns].
 LA_INLINE void baseQuery(const LrkvModel& model, Index kvHead, const QueryScratch& scratch, float* base) {
   const LrkvFactors& key = model.key;
   const Index columns = storedKeyBase(model);
   if (key.gauge != nullptr) {
-    dotRows(key.gauge + kvHead * columns * key.dim, columns, scratch.rotated, key.dim, base);
+    dotRows(key.gauge + kvHead * columns * key.dim, columns, scratch.rotated, key.dim, 1.0f, base);
   } else {
     __builtin_memcpy(base, scratch.rotated, static_cast<std::size_t>(columns) * sizeof(float));
   }
 }
 
-// What of the query meets the head's latents: `latent` [width], zero where they are padding. `before` are the ranks of
-// the heads before.
-LA_INLINE void latentQuery(const LrkvModel& model, Index kvHead, Index before, const QueryScratch& scratch,
+// What of the query meets the head's latents, times `scale`: `latent` [width], zero where they are padding. `before` are
+// the ranks of the heads before.
+LA_INLINE void latentQuery(const LrkvModel& model, Index kvHead, Index before, const QueryScratch& scratch, float scale,
                            float* latent, Index width) {
   const LrkvFactors& key = model.key;
   const bool whole = model.rope == LrkvRope::kExact;
   const Index rank = whole ? key.dim : key.ranks[kvHead];
   if (whole) {
-    __builtin_memcpy(latent, scratch.rotated, static_cast<std::size_t>(rank) * sizeof(float));
+    for (Index c = 0; c < rank; ++c) latent[c] = scratch.rotated[c] * scale;
   } else {
     const float* query = model.rope == LrkvRope::kPaper ? scratch.rotated : scratch.plain;
-    dotRows(key.up + before * key.dim, rank, query, key.dim, latent);
+    dotRows(key.up + before * key.dim, rank, query, key.dim, scale, latent);
     if (model.rope == LrkvRope::kLatent) {
       rotateRow(latent, rank, model.pairing, {scratch.latentCosines + before / 2, scratch.latentSines + before / 2});
     }

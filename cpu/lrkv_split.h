@@ -41,7 +41,17 @@ LA_INLINE KeyRange keysOfUnit(const Call& call, const LrkvUnit& unit) {
   return {maximum(split.begin, rows.begin), minimum(split.end, rows.end)};
 }
 
-// The first keys of the unit that a worker takes after one of a run.
+// A sequence with the queries that meet the base.
+LA_INLINE FullSequence baseSequenceOf(const Call& call, Index s) {
+  FullSequence sequence = call.sequence(s);
+  if (meetsBasePlain(call.problem.model)) return sequence;
+  const Index columns = call.problem.layout.keyBaseDim;
+  sequence.query = {call.space.baseQueries + call.space.plans[s].firstRow * columns, columns,
+                    call.problem.full.heads * columns};
+  return sequence;
+}
+
+// The first keys of the unit that a worker takes after one of a run. Asks for its queries, if they are others.
 struct UpcomingUnit {
   const Call& call;
   const Run& run;
@@ -51,7 +61,21 @@ struct UpcomingUnit {
     const Index next = unit + 1 < run.end ? unit + 1 : run.upcoming();
     if (next >= call.space.units) return UpcomingKeys();
     const LrkvUnit taken = unitAt(call, next);
+    const LrkvUnit current = unitAt(call, unit);
+    if (taken.sequence != current.sequence || taken.block != current.block) askForQueries(taken);
     return firstTileOf(call.sequence(taken.sequence), keysOfUnit(call, taken));
+  }
+
+ private:
+  LA_METHOD void askForQueries(const LrkvUnit& taken) const {
+    const FullProblem base = baseProblemOf(call.problem);
+    const LrkvPlan& plan = call.space.plans[taken.sequence];
+    const HeadRows query = baseSequenceOf(call, taken.sequence).query;
+    const Index first = taken.block * plan.blockRows;
+    for (Index row = first; row < minimum(first + plan.blockRows, plan.rows); ++row) {
+      const Index at = row % base.heads * query.headStride + row / base.heads * query.rowStride;
+      prefetch<2>(elementAt(query.data, base.queryType, at), base.headDim * elementBytes(base.queryType));
+    }
   }
 };
 
@@ -89,9 +113,7 @@ LA_INLINE void runSplit(const Call& call, const LrkvUnit& unit, bool sameBlock, 
   const LrkvProblem& problem = call.problem;
   const LrkvPlan& plan = call.space.plans[unit.sequence];
   const FullProblem base = baseProblemOf(problem);
-  FullSequence sequence = call.sequence(unit.sequence);
-  sequence.query = {call.space.baseQueries + plan.firstRow * base.headDim, base.headDim,
-                    problem.full.heads * base.headDim};
+  const FullSequence sequence = baseSequenceOf(call, unit.sequence);
   Arena arena(memory);
   const LrkvWorker worker = placeLrkvWorker(problem, plan, arena);
   const Index sumWidth = widest(problem.layout.valueStarts, problem.layout.kvHeads);

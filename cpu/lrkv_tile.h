@@ -29,7 +29,7 @@ struct LrkvScratch {
 // Exact attention as the base alone would have it: one key/value head, which all heads share.
 LA_INLINE FullProblem baseProblemOf(const LrkvProblem& problem) {
   FullProblem base = problem.full;
-  base.queryType = DataType::kFloat32;
+  if (!meetsBasePlain(problem.model)) base.queryType = DataType::kFloat32;
   base.keyType = problem.layout.type;
   base.kvHeads = 1;
   base.headDim = problem.layout.keyBaseDim;

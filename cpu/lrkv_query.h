@@ -135,8 +135,8 @@ LA_INLINE void baseQuery(const LrkvModel& model, Index kvHead, const QueryScratc
   }
 }
 
-// What of the query meets the head's latents, times `scale`: `latent` [width], zero where they are padding. `before` are
-// the ranks of the heads before.
+// What of the query meets the head's latents, times `scale`: `latent` [width], zero where they are padding. `before`
+// are the ranks of the heads before.
 LA_INLINE void latentQuery(const LrkvModel& model, Index kvHead, Index before, const QueryScratch& scratch, float scale,
                            float* latent, Index width) {
   const LrkvFactors& key = model.key;

@@ -1,6 +1,6 @@
 /** A layer of attention in LRKV's form. */
-import { checkInteger, type Operand } from './check';
-import { expected, guard, renaming, Text } from './errors';
+import type { Operand } from './check';
+import { expected, guard, Text } from './errors';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { lrkvCall } from './lrkv';
 import { appendLrkvRows, type LrkvCache, newLrkvCache } from './lrkv-cache';
@@ -10,16 +10,15 @@ import {
   type LrkvModel,
   type LrkvShape,
   lrkvModelOperands,
-  mostKvHeads,
   sameLrkvModel,
 } from './lrkv-model';
+import { type LrkvNorms, lrkvNormsOf, namingNorms } from './lrkv-norms';
 import { checkLrkvRows, type LrkvRows } from './lrkv-rows';
 import { operandMap, Projection } from './projection';
-import type { CheckedRmsNorm, RmsNormOptions } from './rope';
 import { placeRows } from './rotary';
 import type { Steps } from './steps';
 import type { Tensor } from './tensor';
-import { type CheckedWeights, checkLrkvWeights, type LrkvWeights } from './weights';
+import { checkLrkvWeights, type LrkvWeights } from './weights';
 
 /**
  * The attention layer of a Transformer whose keys and values are in LRKV's form (O'Neill et al. 2026, arXiv 2601.11471,
@@ -43,7 +42,6 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
   const checked = checkLrkvWeights('weights', weights);
   const { weights: given, shape } = checked;
   const { heads, kvHeads, headDim } = shape;
-  checkInteger('weights.kvHeads', kvHeads, 1, mostKvHeads);
   const scores = checkLayerOptions(options, given.scale, shape);
   const maps = [
     { weight: given.query, bias: given.queryBias },
@@ -53,7 +51,7 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
     { weight: given.valueDown, bias: given.valueDownBias },
   ];
   const columns = maps.map(({ weight }) => weight.dims[1] as number);
-  const norms = normsOf(checked);
+  const norms = lrkvNormsOf('weights', checked, given.qkNorm);
   const [, keyBaseDim, , valueBaseDim] = columns;
   const model = checkModel(given, norms, { kvHeads, headDim, keyBaseDim, valueBaseDim });
 
@@ -97,7 +95,7 @@ function rowsOf(rows: readonly Tensor[]): LrkvRows {
 }
 
 /** The model that weights contain. */
-function checkModel(weights: LrkvWeights, { keyNorm, keyNormName }: Norms, shape: LrkvShape): CheckedLrkvModel {
+function checkModel(weights: LrkvWeights, norms: LrkvNorms, shape: LrkvShape): CheckedLrkvModel {
   const { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies } = weights;
   const given = {
     keyUp,
@@ -109,42 +107,7 @@ function checkModel(weights: LrkvWeights, { keyNorm, keyNormName }: Norms, shape
     rope,
     ropeMode,
     latentFrequencies,
-    keyNorm,
+    keyNorm: norms.keyNorm,
   };
-  return renaming(
-    (argument) => `weights.${argument.replace(/^keyNorm/, keyNormName)}`,
-    () => checkLrkvModel(given as Partial<LrkvModel>, shape),
-  );
-}
-
-/** The norm that queries get before attention, and that of the keys with the option that it comes from. */
-interface Norms {
-  readonly queryNorm: CheckedRmsNorm | null;
-  readonly keyNorm: RmsNormOptions | undefined;
-  readonly keyNormName: 'qkNorm.key' | 'qkNorm.query';
-}
-
-/**
- * Attention rotates queries itself, so that a gain after
- * the rotation comes too late for them: Σ (g·R q̂)(g′·R k̂) = Σ (R q̂)(g·g′·R k̂) moves it over to the keys.
- */
-function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeights>): Norms {
-  const given = weights.qkNorm?.key;
-  const gain = queryNorm?.gain;
-  if (!gain || rope === null || queryNorm.gainOrder === 0)
-    return { queryNorm, keyNorm: given, keyNormName: 'qkNorm.key' };
-  const name = 'weights.qkNorm.query';
-  if (keyNorm === null || (keyNorm.gain !== null && keyNorm.gainOrder === 0))
-    throw expected(
-      'ERR_UNSUPPORTED',
-      name,
-      "no gain 'after-rotation' unless keys are normalised so",
-      weights.qkNorm?.query,
-    );
-  const product = gain.map((factor, i) => factor * (keyNorm.gain?.[i] ?? 1));
-  return {
-    queryNorm: { ...queryNorm, gain: null },
-    keyNorm: { epsilon: keyNorm.epsilon, gain: product, gainOrder: 'after-rotation' },
-    keyNormName: 'qkNorm.query',
-  };
+  return namingNorms('weights', norms, () => checkLrkvModel(given as Partial<LrkvModel>, shape));
 }

@@ -3,6 +3,7 @@ import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
 import { storedStep } from '../lrkv-model';
+import { checkConvertible } from '../lrkv-norms';
 import { attempt, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
 import type { Gauge } from './als';
@@ -134,18 +135,7 @@ export function checkFit(sources: readonly LayerSource[], copy: FitOptions): Fit
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
   if (copy.ropeMode !== undefined && sources.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
-  for (const { rope, keyNorm, name } of sources) {
-    if (
-      rope === null ||
-      ropeMode !== 'intertwined' ||
-      keyNorm === null ||
-      keyNorm.gain === null ||
-      keyNorm.gainOrder !== 0
-    )
-      continue;
-    const what = `'exact' where \`${name}\` has a key gain before the rotation`;
-    throw expected('ERR_UNSUPPORTED', 'ropeMode', what, ropeMode);
-  }
+  for (const source of sources) checkConvertible(source.name, source, source.kept.qkNorm, ropeMode);
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
     copy.sensitivity === undefined

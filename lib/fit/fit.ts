@@ -94,7 +94,7 @@ export function* fitLayers<Kept extends UnchangedNumbers>(
 }
 
 function assemble(
-  { layers, ropeMode }: FitRequest,
+  { layers, ropeMode, type: weightType }: FitRequest,
   finished: readonly Sides<FinishedSide>[],
   type: DataType,
 ): { readonly parts: ConvertedParts[]; readonly report: LrkvReport } {
@@ -123,6 +123,7 @@ function assemble(
       factoredRatio: factored / full,
       calibrated: layers.every(({ calibrated }) => calibrated),
       type,
+      weightType,
     },
   };
 }

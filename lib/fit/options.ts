@@ -53,6 +53,11 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
    * a gain before the rotation, which has no place among latents. Only where there is rotary embedding. Default `'exact'`.
    */
   readonly ropeMode?: 'exact' | 'intertwined';
+  /**
+   * Element type of the weights that are made, each rounded to nearest with ties to even; numbers beyond it are refused.
+   * Measured errors are of the rounded weights. Default `'float32'`.
+   */
+  readonly type?: DataType;
   /** Most iterations of a fit. A whole number from 1 to 10000. Default 40. */
   readonly iterations?: number;
   /** Added to the diagonal of E[x·xᵀ], in its mean. Finite, ≥ 0. Default 0.01. */
@@ -73,8 +78,8 @@ export type GaugeOption = 'auto' | Gauge;
 const gauges = ['auto', 'free', 'rope-pair', 'identity', 'none'] as const;
 
 const optionNames: ReadonlySet<string> = new Set([
-  ...(['rank', 'ranks', 'energy', 'budget', 'calibration', 'gauge', 'ropeMode', 'iterations', 'damping'] as const),
-  ...(['rankStep', 'sensitivity', 'onProgress', 'threads', 'signal', 'device'] as const),
+  ...(['rank', 'ranks', 'energy', 'budget', 'calibration', 'gauge', 'ropeMode', 'type', 'iterations'] as const),
+  ...(['damping', 'rankStep', 'sensitivity', 'onProgress', 'threads', 'signal', 'device'] as const),
 ]);
 
 /** How ranks are found. */
@@ -94,6 +99,8 @@ export interface FitRequest {
   readonly layers: readonly FitLayer[];
   readonly rule: RankRule;
   readonly ropeMode: 'exact' | 'intertwined';
+  /** Of the weights that are made. */
+  readonly type: DataType;
   readonly iterations: number;
   readonly damping: number;
   readonly rankStep: number;
@@ -160,6 +167,7 @@ export function checkFit(sources: readonly LayerSource[], copy: FitOptions): Fit
     layers,
     rule: checkRule(copy, layers, ropeMode),
     ropeMode,
+    type: checkType('type', copy.type === undefined ? 'float32' : copy.type),
     iterations: copy.iterations === undefined ? 40 : checkInteger('iterations', copy.iterations, 1, 10_000),
     damping: copy.damping === undefined ? 0.01 : checkFinite('damping', copy.damping, 0),
     rankStep,

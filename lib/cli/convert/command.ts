@@ -1,7 +1,8 @@
 /** The command `convert` as the command line has it. */
 import { Command, InvalidArgumentError, Option } from 'commander';
 
-import { type GaugeOption, info } from '../../index';
+import { dataTypes } from '../../check';
+import { type DataType, type GaugeOption, info } from '../../index';
 import type { ModelOptions } from '../../model/read';
 import { count, Usage } from '../arguments';
 import { interruptible } from '../interruptible';
@@ -20,6 +21,7 @@ interface ConvertOptions {
   readonly gauge: GaugeOption;
   readonly ropeMode?: 'exact' | 'intertwined';
   readonly iterations: number;
+  readonly type?: DataType;
   readonly heads?: number;
   readonly kvHeads?: number;
   readonly ropeBase?: number;
@@ -60,6 +62,9 @@ export function convertCommand(print: (what: unknown) => void): Command {
     )
     .addOption(new Option('--rope-mode <mode>', 'residuals of rotated keys').choices(['exact', 'intertwined']))
     .option('--iterations <count>', 'most of a fit', count, 40)
+    .addOption(
+      new Option('--type <type>', 'element type of the new tensors (that of the model’s keys)').choices(dataTypes),
+    )
     .option('--heads <count>', 'query heads', count)
     .option('--kv-heads <count>', 'key/value heads', count)
     .option('--rope-base <number>', 'base of the rotary embedding', positive)
@@ -79,7 +84,7 @@ export function convertCommand(print: (what: unknown) => void): Command {
 }
 
 function requestOf(source: string, options: ConvertOptions): ConvertRequest {
-  const { output, force = false, calibration, gauge, ropeMode, iterations, threads } = options;
+  const { output, force = false, calibration, gauge, ropeMode, iterations, type, threads } = options;
   return {
     source,
     output,
@@ -90,6 +95,7 @@ function requestOf(source: string, options: ConvertOptions): ConvertRequest {
       gauge: gauge === 'rope-pair' ? { key: gauge, value: 'auto' } : gauge,
       iterations,
       ...(ropeMode === undefined ? {} : { ropeMode }),
+      ...(type === undefined ? {} : { type }),
     },
     ...(calibration === undefined ? {} : { calibration }),
     model: modelOptions(options),

@@ -13,6 +13,7 @@ import {
   lrkvLayer,
   readAttentionWeights,
   readLrkvWeights,
+  tensor,
 } from '../lib';
 import { contentOf, writeSafetensors as writeContents } from '../lib/files/safetensors-writer';
 import type { ModelOptions } from '../lib/model/read';
@@ -392,6 +393,35 @@ describe('refused', () => {
     expect(stderr).not.toMatch(/^ +at /m);
     expect(fs.existsSync(at('out.safetensors'))).toBe(false);
     expect(fs.readFileSync(at('there.safetensors'), 'utf8')).toBe('before');
+  });
+
+  test('gains of QK-norm that no layer of the result could take', async () => {
+    const [layer] = layersOf({ ...shape, gains: true });
+    const prefix = 'layers.0.attention.';
+    const contents = Object.entries(layer).map(([part, { data, dims }]) =>
+      contentOf(prefix + part, tensor(data, dims)),
+    );
+    const write = async (file: string, query: object, key: object) => {
+      const rope = { frequencies: new Array(8).fill(0.5) };
+      const numbers = { heads: 4, kvHeads: 2, rope, queryNorm: query, keyNorm: key };
+      const metadata = { version: 1, layers: { [prefix]: numbers } };
+      await writeContents(at(file), contents, { lowrank_attention: JSON.stringify(metadata) });
+    };
+    const after = { epsilon: 0, gainOrder: 'after-rotation' };
+    await write('late.safetensors', after, { epsilon: 0 });
+    await write('early.safetensors', { epsilon: 0 }, { epsilon: 0 });
+    for (const [line, message] of [
+      ['late.safetensors', /unless keys are normalised so for `layers.0.attention.qkNorm.query`/],
+      ['early.safetensors --rope-mode intertwined', /'intertwined' for `layers.0.attention.qkNorm.key`/],
+    ] as const) {
+      const { status, stderr } = cli(`${line} -o gains.safetensors --ranks 16`);
+      expect([status, stderr]).toEqual([1, expect.stringMatching(message)]);
+      expect(fs.existsSync(at('gains.safetensors'))).toBe(false);
+    }
+    await write('right.safetensors', after, after);
+    expect(cli('right.safetensors -o gains.safetensors --ranks 16 --rope-mode intertwined').status).toBe(0);
+    const [converted] = await readLrkvWeights(at('gains.safetensors'));
+    expect(lrkvLayer(converted).forwardSync(normal([1, 3, shape.modelDim], 1)).dims).toEqual([1, 3, shape.modelDim]);
   });
 
   test('but --force replaces', () => {

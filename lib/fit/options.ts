@@ -53,11 +53,6 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
    * a gain before the rotation, which has no place among latents. Only where there is rotary embedding. Default `'exact'`.
    */
   readonly ropeMode?: 'exact' | 'intertwined';
-  /**
-   * Element type of the weights that are made, each rounded to nearest with ties to even; numbers beyond it are refused.
-   * Measured errors are of the rounded weights. Default `'float32'`.
-   */
-  readonly type?: DataType;
   /** Most iterations of a fit. A whole number from 1 to 10000. Default 40. */
   readonly iterations?: number;
   /** Added to the diagonal of E[x·xᵀ], in its mean. Finite, ≥ 0. Default 0.01. */
@@ -69,6 +64,11 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
    * layer, finite, ≥ 0. Default 1 for all.
    */
   readonly sensitivity?: readonly { readonly key: number; readonly value: number }[];
+  /**
+   * Element type of the weights that are made, each rounded to nearest with ties to even; numbers beyond it are refused.
+   * Measured errors are of the rounded weights. Default `'float32'`.
+   */
+  readonly type?: DataType;
   /** Called after every iteration. */
   readonly onProgress?: (progress: FitProgress) => void;
 }
@@ -167,10 +167,10 @@ export function checkFit(sources: readonly LayerSource[], copy: FitOptions): Fit
     layers,
     rule: checkRule(copy, layers, ropeMode),
     ropeMode,
-    type: checkType('type', copy.type === undefined ? 'float32' : copy.type),
     iterations: copy.iterations === undefined ? 40 : checkInteger('iterations', copy.iterations, 1, 10_000),
     damping: copy.damping === undefined ? 0.01 : checkFinite('damping', copy.damping, 0),
     rankStep,
+    type: checkType('type', copy.type === undefined ? 'float32' : copy.type),
     onProgress,
     run: { threads: copy.threads, signal: copy.signal, device: copy.device },
   };

@@ -62,9 +62,6 @@ export function convertCommand(print: (what: unknown) => void): Command {
     )
     .addOption(new Option('--rope-mode <mode>', 'residuals of rotated keys').choices(['exact', 'intertwined']))
     .option('--iterations <count>', 'most of a fit', count, 40)
-    .addOption(
-      new Option('--type <type>', 'element type of the new tensors (that of the model’s keys)').choices(dataTypes),
-    )
     .option('--heads <count>', 'query heads', count)
     .option('--kv-heads <count>', 'key/value heads', count)
     .option('--rope-base <number>', 'base of the rotary embedding', positive)
@@ -72,6 +69,9 @@ export function convertCommand(print: (what: unknown) => void): Command {
     .option('--no-rope', 'keys are not rotated')
     .option('--norm-epsilon <number>', 'of QK-norm', positive)
     .option('--stack <text>', 'what stands before layers. in the names, if there are several stacks')
+    .addOption(
+      new Option('--type <type>', 'element type of the new tensors (that of the model’s keys)').choices(dataTypes),
+    )
     .option('--threads <count>', 'most threads a call may use', count, info().threads)
     .option('--json', 'print one JSON document with every value')
     .option('--html [file]', 'write a page with charts (convert.html)')

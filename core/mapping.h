@@ -10,10 +10,16 @@ namespace lowrank_attention {
 // touch takes hundreds of page faults less, and reading it as many address translations.
 constexpr std::size_t kHugePage = std::size_t{1} << 21;
 
+// Bytes rounded up to whole pages of the system.
+std::size_t wholeSystemPages(std::size_t bytes);
+
 // Zeroed memory of a multiple of the system's page; null if there is none.
 std::byte* mapMemory(std::size_t bytes);
 // Gives back what mapMemory gave for as many bytes, which may be null.
 void unmapMemory(std::byte* memory, std::size_t bytes);
+// Gives back the memory of a part of what was mapped, as far as it fills whole pages of the system, and keeps its
+// place.
+void discardMemory(std::byte* part, std::size_t bytes);
 
 }  // namespace lowrank_attention
 

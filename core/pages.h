@@ -18,10 +18,14 @@ class Pages {
 
   // `rowBytes` is what the rows of a page take, a multiple of 64 above 0.
   explicit Pages(Index rowBytes);
+  // A fork. What is left of the other's mapping stays the other's, so that no place is handed out twice.
+  Pages(const Pages& other)
+      : rowBytes_(other.rowBytes_), perMapping_(other.perMapping_), length_(other.length_), pages_(other.pages_) {}
+  Pages& operator=(const Pages&) = delete;
 
   Index length() const { return length_; }
   // Bytes of all pages held, and of those that another fork or a running call holds too.
-  std::size_t bytes() const { return pages_.size() * pageBytes_; }
+  std::size_t bytes() const { return pages_.size() * pageBytes(); }
   std::size_t sharedBytes() const;
 
   Index count() const { return static_cast<Index>(pages_.size()); }
@@ -39,12 +43,20 @@ class Pages {
  private:
   using Page = std::shared_ptr<std::byte>;
 
-  Page newPage() const;
+  Page newPage();
+  std::size_t mappingBytes() const;
+  // Bytes of memory of a page: those of its rows and, where it is mapped, its part of what fills up the system's last
+  // page.
+  std::size_t pageBytes() const;
 
-  // Bytes of memory of a page: those of its rows, and where it is mapped what fills up the system's last page.
-  std::size_t pageBytes_;
+  std::size_t rowBytes_;
+  // Pages that are mapped together, one after another; 0: they are too small for that.
+  std::size_t perMapping_ = 0;
   Index length_ = 0;
   std::vector<Page> pages_;
+  // The mapping whose first `taken_` places are handed out and whose others are not.
+  std::shared_ptr<std::byte> mapping_;
+  std::size_t taken_ = 0;
 };
 
 }  // namespace lowrank_attention

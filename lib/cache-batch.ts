@@ -28,15 +28,35 @@ export interface AttendItem {
  *   ERR_ABORTED, ERR_CLOSED
  */
 export async function attendBatch(items: readonly AttendItem[], options?: AttendOptions): Promise<Tensor[]> {
-  return (await runAsync(attendBatch, () => prepare(items, options))).map(({ output }) => output);
+  return (await runAsync(attendBatch, () => prepare(items, options, false))).map(({ output }) => output);
 }
 
 /** {@link attendBatch} on the calling thread. */
 export function attendBatchSync(items: readonly AttendItem[], options?: AttendOptions): Tensor[] {
-  return runSync(attendBatchSync, () => prepare(items, options)).map(({ output }) => output);
+  return runSync(attendBatchSync, () => prepare(items, options, false)).map(({ output }) => output);
 }
 
-function prepare(items: readonly AttendItem[], given: AttendOptions | undefined): Call<AttentionWithLse[]> {
+/**
+ * {@link attendBatch} that also returns each row's log-sum-exp, `[1, heads, queries]` an item, so that parts of a sequence
+ * in caches of their own can be merged with `mergeAttention`.
+ */
+export async function attendBatchWithLse(
+  items: readonly AttendItem[],
+  options?: AttendOptions,
+): Promise<AttentionWithLse[]> {
+  return await runAsync(attendBatchWithLse, () => prepare(items, options, true));
+}
+
+/** {@link attendBatchWithLse} on the calling thread. */
+export function attendBatchWithLseSync(items: readonly AttendItem[], options?: AttendOptions): AttentionWithLse[] {
+  return runSync(attendBatchWithLseSync, () => prepare(items, options, true));
+}
+
+function prepare(
+  items: readonly AttendItem[],
+  given: AttendOptions | undefined,
+  withLse: boolean,
+): Call<AttentionWithLse[]> {
   const options: AttendOptions = checkOptions('options', given, attendOptionNames);
   for (const name of ['out', 'mask'] as const) {
     if (options[name] !== undefined)
@@ -46,7 +66,7 @@ function prepare(items: readonly AttendItem[], given: AttendOptions | undefined)
   const entries = isArray(items) ? readList('items', items, atLeastOne, checkItem) : undefined;
   if (entries === undefined)
     throw expected('ERR_ARGUMENT', 'items', 'an array of at least one { cache, query }', items);
-  return attendCall(entries, options, false);
+  return attendCall(entries, options, withLse);
 }
 
 function checkItem(item: unknown, index: number): AttendEntry {

@@ -4,7 +4,7 @@ import { expected, Text, tagOf, typedArrayKind } from './errors';
 import { attempt, isArray, isDetached, isResizable, readList, unreadable, view } from './read';
 import type { DataType, Tensor, TensorData, TensorOf } from './tensor';
 
-const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
+export const dataTypes: readonly DataType[] = ['float32', 'float16', 'bfloat16'];
 
 /** More axes than anyone has; it bounds the work of reading them. */
 const mostDims = 64;

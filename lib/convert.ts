@@ -1,6 +1,6 @@
 import { type Call, type CallOptions, nothing, runSync } from './call';
 import { asBits, checkAnyTensor, checkDims, checkOptions, checkType, type Operand } from './check';
-import { guard } from './errors';
+import { expected, guard } from './errors';
 import { addon, typeNumbers } from './native';
 import { checkSeed, normals } from './random';
 import { view } from './read';
@@ -38,6 +38,22 @@ export function convertCall(source: Operand, target: Operand, options: CallOptio
 /** A tensor's numbers in float32: its own memory if that is its type. */
 export function float32Of(source: Tensor): Float32Array {
   return (source.type === 'float32' ? source : cast(source, 'float32')).data as Float32Array;
+}
+
+/**
+ * {@link cast} of numbers that must stay finite.
+ *
+ * @throws AttentionError ERR_ARGUMENT about `name`, what chose the type
+ */
+export function castFinite(name: string, source: Tensor, type: DataType): Tensor {
+  const result = source.type === type ? source : cast(source, type);
+  const values = float32Of(result);
+  // A loop of its own: a function called for each of millions takes seconds.
+  for (let i = 0; i < values.length; i++) {
+    if (Number.isFinite(values[i])) continue;
+    throw expected('ERR_ARGUMENT', name, 'an element type that the weights are not too large for', type);
+  }
+  return result;
 }
 
 const randomNormalOptions: ReadonlySet<string> = new Set(['seed', 'type']);

@@ -19,7 +19,13 @@ export { type Spectrum, type SpectrumOptions, spectrum, spectrumSync } from './a
 export { attentionLayer } from './attention-layer';
 export { KvCache } from './cache';
 export type { AttendOptions } from './cache-attend';
-export { type AttendItem, attendBatch, attendBatchSync } from './cache-batch';
+export {
+  type AttendItem,
+  attendBatch,
+  attendBatchSync,
+  attendBatchWithLse,
+  attendBatchWithLseSync,
+} from './cache-batch';
 export type { CallOptions, Device } from './call';
 export { cast, randomNormal } from './convert';
 export { AttentionError, type AttentionErrorCode } from './errors';

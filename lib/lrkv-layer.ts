@@ -1,25 +1,17 @@
 /** A layer of attention in LRKV's form. */
-import { checkInteger, type Operand } from './check';
-import { expected, guard, renaming, Text } from './errors';
+import type { Operand } from './check';
+import { expected, guard, Text } from './errors';
 import { type AttentionLayer, checkLayerOptions, Layer, type LayerOptions, type PreparedRows } from './layer';
 import { lrkvCall } from './lrkv';
 import { appendLrkvRows, type LrkvCache, newLrkvCache } from './lrkv-cache';
-import {
-  type CheckedLrkvModel,
-  checkLrkvModel,
-  type LrkvModel,
-  type LrkvShape,
-  lrkvModelOperands,
-  mostKvHeads,
-  sameLrkvModel,
-} from './lrkv-model';
+import { type CheckedLrkvModel, checkLrkvModel, type LrkvModel, lrkvModelOperands, sameLrkvModel } from './lrkv-model';
+import { type LrkvNorms, lrkvNormsOf, namingNorms } from './lrkv-norms';
 import { checkLrkvRows, type LrkvRows } from './lrkv-rows';
 import { operandMap, Projection } from './projection';
-import type { CheckedRmsNorm, RmsNormOptions } from './rope';
 import { placeRows } from './rotary';
 import type { Steps } from './steps';
 import type { Tensor } from './tensor';
-import { type CheckedWeights, checkLrkvWeights, type LrkvWeights } from './weights';
+import { type AttentionShape, checkLrkvWeights, type LrkvWeights } from './weights';
 
 /**
  * The attention layer of a Transformer whose keys and values are in LRKV's form (O'Neill et al. 2026, arXiv 2601.11471,
@@ -40,10 +32,8 @@ export function lrkvLayer(weights: LrkvWeights, options?: LayerOptions): Attenti
 
 /** A function of its own, so that a layer does not hold on to weights that it has copied. */
 function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Layer<LrkvCache> {
-  const checked = checkLrkvWeights('weights', weights);
-  const { weights: given, shape } = checked;
-  const { heads, kvHeads, headDim } = shape;
-  checkInteger('weights.kvHeads', kvHeads, 1, mostKvHeads);
+  const { given, shape, norms, model } = checkLrkvLayer('weights', weights);
+  const { heads, headDim } = shape;
   const scores = checkLayerOptions(options, given.scale, shape);
   const maps = [
     { weight: given.query, bias: given.queryBias },
@@ -53,9 +43,6 @@ function makeLayer(weights: LrkvWeights, options: LayerOptions | undefined): Lay
     { weight: given.valueDown, bias: given.valueDownBias },
   ];
   const columns = maps.map(({ weight }) => weight.dims[1] as number);
-  const norms = normsOf(checked);
-  const [, keyBaseDim, , valueBaseDim] = columns;
-  const model = checkModel(given, norms, { kvHeads, headDim, keyBaseDim, valueBaseDim });
 
   return new Layer<LrkvCache>({
     shape,
@@ -96,55 +83,26 @@ function rowsOf(rows: readonly Tensor[]): LrkvRows {
   return { keyBase, keyLatent, valueBase, valueLatent };
 }
 
-/** The model that weights contain. */
-function checkModel(weights: LrkvWeights, { keyNorm, keyNormName }: Norms, shape: LrkvShape): CheckedLrkvModel {
-  const { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies } = weights;
-  const given = {
-    keyUp,
-    valueUp,
-    keyGauge,
-    valueGauge,
-    keyRanks,
-    valueRanks,
-    rope,
-    ropeMode,
-    latentFrequencies,
-    keyNorm,
-  };
-  return renaming(
-    (argument) => `weights.${argument.replace(/^keyNorm/, keyNormName)}`,
-    () => checkLrkvModel(given as Partial<LrkvModel>, shape),
+/** Weights of which a layer can be made. */
+export interface CheckedLrkvLayer {
+  /** A copy of what was given, its tensors checked. */
+  readonly given: LrkvWeights;
+  readonly shape: AttentionShape;
+  readonly norms: LrkvNorms;
+  /** What keys and values are made by. */
+  readonly model: CheckedLrkvModel;
+}
+
+/** Refuses weights that no layer can be made of. */
+export function checkLrkvLayer(name: string, weights: LrkvWeights): CheckedLrkvLayer {
+  const checked = checkLrkvWeights(name, weights);
+  const { weights: given, shape } = checked;
+  const norms = lrkvNormsOf(name, checked, given.qkNorm);
+  const { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies } = given;
+  const parts = { keyUp, valueUp, keyGauge, valueGauge, keyRanks, valueRanks, rope, ropeMode, latentFrequencies };
+  const [keyBaseDim, valueBaseDim] = [given.keyBase.dims[1], given.valueBase.dims[1]];
+  const model = namingNorms(name, norms, () =>
+    checkLrkvModel({ ...parts, keyNorm: norms.keyNorm } as Partial<LrkvModel>, { ...shape, keyBaseDim, valueBaseDim }),
   );
-}
-
-/** The norm that queries get before attention, and that of the keys with the option that it comes from. */
-interface Norms {
-  readonly queryNorm: CheckedRmsNorm | null;
-  readonly keyNorm: RmsNormOptions | undefined;
-  readonly keyNormName: 'qkNorm.key' | 'qkNorm.query';
-}
-
-/**
- * Attention rotates queries itself, so that a gain after
- * the rotation comes too late for them: Σ (g·R q̂)(g′·R k̂) = Σ (R q̂)(g·g′·R k̂) moves it over to the keys.
- */
-function normsOf({ weights, rope, queryNorm, keyNorm }: CheckedWeights<LrkvWeights>): Norms {
-  const given = weights.qkNorm?.key;
-  const gain = queryNorm?.gain;
-  if (!gain || rope === null || queryNorm.gainOrder === 0)
-    return { queryNorm, keyNorm: given, keyNormName: 'qkNorm.key' };
-  const name = 'weights.qkNorm.query';
-  if (keyNorm === null || (keyNorm.gain !== null && keyNorm.gainOrder === 0))
-    throw expected(
-      'ERR_UNSUPPORTED',
-      name,
-      "no gain 'after-rotation' unless keys are normalised so",
-      weights.qkNorm?.query,
-    );
-  const product = gain.map((factor, i) => factor * (keyNorm.gain?.[i] ?? 1));
-  return {
-    queryNorm: { ...queryNorm, gain: null },
-    keyNorm: { epsilon: keyNorm.epsilon, gain: product, gainOrder: 'after-rotation' },
-    keyNormName: 'qkNorm.query',
-  };
+  return { given, shape, norms, model };
 }

@@ -151,17 +151,17 @@ function readModel(given: Partial<LrkvModel>, shape: LrkvShape): CheckedLrkvMode
   const value = checkFactors('value', given, kvHeads, shape.valueDim, shape.valueBaseDim);
   if (key.baseDim + key.latentDim + value.baseDim + value.latentDim === 0)
     throw expected('ERR_SHAPE', 'keyUp', 'rows, where there are no bases and no other ranks', new Text('none'));
-  const norm = given.keyNorm === undefined ? null : checkRmsNorm('keyNorm', given.keyNorm, headDim);
   const { rope, ropeMode, latentFrequencies } = given;
   if (rope === undefined) {
     for (const [name, option] of Object.entries({ ropeMode, latentFrequencies }))
       if (option !== undefined) throw expected('ERR_ARGUMENT', name, 'nothing without `rope`', option);
+    const norm = checkKeyNorm(given.keyNorm, headDim, undefined, false);
     return { kvHeads, key, value, mode: noRope, rope: null, latentFrequencies: null, norm };
   }
   const checked = checkRope('rope', rope, headDim);
   const mode = ropeMode === undefined ? 'exact' : checkChoice('ropeMode', ropeMode, modes);
   if (mode !== 'exact') checkCommutes(key, kvHeads, checked, mode);
-  if (norm !== null) checkGain(norm, mode, key);
+  const norm = checkKeyNorm(given.keyNorm, headDim, mode, key.gauge !== null);
   const latent = checkLatent(latentFrequencies, mode, key, checked);
   return { kvHeads, key, value, mode: modeNumbers[mode], rope: checked, latentFrequencies: latent, norm };
 }
@@ -261,20 +261,33 @@ function checkCommutes({ gauge, dim, baseDim }: LrkvFactors, kvHeads: number, ro
   }
 }
 
-/** A learned gain goes to the queries, to the base or to B, as far as it can get past the rotation. */
-function checkGain({ gain, gainOrder }: CheckedRmsNorm, mode: RopeMode, { gauge }: LrkvFactors): void {
-  if (gain === null || mode === 'exact') return;
+/**
+ * The norm of keys. A learned gain goes to the queries, to the base or to B, as far as it can get past the rotation.
+ *
+ * @param mode undefined without rotary embedding
+ * @param gauged whether keys have a gauge
+ */
+export function checkKeyNorm(
+  given: unknown,
+  headDim: number,
+  mode: RopeMode | undefined,
+  gauged: boolean,
+): CheckedRmsNorm | null {
+  if (given === undefined) return null;
+  const norm = checkRmsNorm('keyNorm', given, headDim);
+  if (norm.gain === null || mode === undefined || mode === 'exact') return norm;
   const ofLatents = mode === 'paper' || mode === 'intertwined';
-  const before = gainOrder === 0;
+  const before = norm.gainOrder === 0;
   const order = `a gain '${before ? 'before' : 'after'}-rotation'`;
   if (before === ofLatents) {
     const what = `no gain or one '${before ? 'after' : 'before'}-rotation' with ropeMode '${mode}'`;
     throw expected('ERR_UNSUPPORTED', 'keyNorm', what, new Text(order));
   }
-  if (before && gauge !== null) {
+  if (before && gauged) {
     const what = `no gain with ropeMode '${mode}' and a \`keyGauge\``;
     throw expected('ERR_UNSUPPORTED', 'keyNorm', what, new Text(order));
   }
+  return norm;
 }
 
 /** Frequencies of latent pairs, given or read off the factors; null in the modes that rotate none. */

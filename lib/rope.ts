@@ -15,7 +15,8 @@ export interface Rope {
   /**
    * Radians a position, headDim / 2 finite numbers, a list or a Float32Array or Float64Array: those of
    * {@link ropeFrequencies}, with whatever scaling the model has, and 0 for pairs that are not turned (partial rotary
-   * embedding; with `'half'` an element pairs up with the one half a head away, whichever pairs are turned). A factor on
+   * embedding; with `'half'` an element pairs up with the one half a head away, whichever pairs are turned: docs/converting.md
+   * says how to reorder heads that are paired within their turned part). A factor on
    * all sines and cosines, as YaRN has one, goes squared into `scale`.
    */
   readonly frequencies: ArrayLike<number>;

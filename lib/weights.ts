@@ -6,7 +6,7 @@ import { type CheckedRmsNorm, type CheckedRope, checkRmsNorm, checkRope, type Rm
 import type { Tensor } from './tensor';
 
 /** What keys and queries meet between their projections and their product, and what follows it. */
-interface CommonWeights {
+export interface CommonWeights {
   /** `[modelDim, heads·headDim]`, head after head. All matrices are `[in, out]`: y = x·W + b. */
   readonly query: Tensor;
   /** `[heads·valueDim, outDim]`. */

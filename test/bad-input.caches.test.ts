@@ -2,6 +2,8 @@ import {
   AttentionError,
   attendBatch,
   attendBatchSync,
+  attendBatchWithLse,
+  attendBatchWithLseSync,
   KvCache,
   mergeAttention,
   mergeAttentionSync,
@@ -40,6 +42,22 @@ const uses: Readonly<Record<string, { readonly asynchronous: boolean; readonly c
     asynchronous: false,
     call: (cache) =>
       attendBatchSync([
+        { cache: smallCache(), query },
+        { cache, query },
+      ]),
+  },
+  attendBatchWithLse: {
+    asynchronous: true,
+    call: (cache) =>
+      attendBatchWithLse([
+        { cache: smallCache(), query },
+        { cache, query },
+      ]),
+  },
+  attendBatchWithLseSync: {
+    asynchronous: false,
+    call: (cache) =>
+      attendBatchWithLseSync([
         { cache: smallCache(), query },
         { cache, query },
       ]),
@@ -276,7 +294,12 @@ describe('capacity', () => {
 });
 
 describe('lists of a batch', () => {
-  const functions = { attendBatch: [attendBatch, true], attendBatchSync: [attendBatchSync, false] } as const;
+  const functions = {
+    attendBatch: [attendBatch, true],
+    attendBatchSync: [attendBatchSync, false],
+    attendBatchWithLse: [attendBatchWithLse, true],
+    attendBatchWithLseSync: [attendBatchWithLseSync, false],
+  } as const;
 
   test.each(Object.entries(functions))('%s', async (_name, [of, asynchronous]) => {
     const faults = new Faults();

@@ -75,6 +75,11 @@ describe('tensors that do not fit', () => {
     [{ query: of(1, 0, 2, 8) }, { code: 'ERR_SHAPE', argument: 'query' }],
     [{ query: of(1, 4, 2, 6) }, { code: 'ERR_SHAPE', argument: 'query' }],
   ];
+  const queries: Misfits = [
+    [{ 'items[0].query': of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[0].query' }],
+    [{ 'items[1].query': of(1, 2, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[1].query' }],
+    [{ 'items[1].query': zeros([1, 4, 2, 8], 'float16') }, { code: 'ERR_TYPE', argument: 'items[1].query' }],
+  ];
   const qkv: Misfits = [
     [{ q: of(3, 4, 3, 8) }, { code: 'ERR_SHAPE', argument: 'k' }],
     [{ q: of(2, 4, 3, 7) }, { code: 'ERR_SHAPE', argument: 'k' }],
@@ -157,11 +162,8 @@ describe('tensors that do not fit', () => {
       ],
     ],
     'LinformerState.attend': query,
-    attendBatch: [
-      [{ 'items[0].query': of(1, 3, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[0].query' }],
-      [{ 'items[1].query': of(1, 2, 2, 8) }, { code: 'ERR_SHAPE', argument: 'items[1].query' }],
-      [{ 'items[1].query': zeros([1, 4, 2, 8], 'float16') }, { code: 'ERR_TYPE', argument: 'items[1].query' }],
-    ],
+    attendBatch: queries,
+    attendBatchWithLse: queries,
   };
   const cases = Object.entries(misfits).flatMap(([name, rows]) =>
     entries

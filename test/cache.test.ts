@@ -1,14 +1,18 @@
 import {
   attendBatch,
   attendBatchSync,
+  attendBatchWithLse,
+  attendBatchWithLseSync,
   attentionSync,
   cast,
   type DataType,
   info,
   KvCache,
+  mergeAttentionSync,
   randomNormal,
   type Tensor,
 } from '../lib';
+import { expectSameBits } from './full-run';
 
 const [heads, headDim, valueDim] = [2, 24, 16];
 
@@ -146,6 +150,45 @@ describe('KvCache', () => {
       expect((await attendBatch(items, { threads })).map(({ data }) => data)).toEqual(alone);
       expect(attendBatchSync(items, { threads }).map(({ data }) => data)).toEqual(alone);
     }
+    for (const { cache } of items) cache.dispose();
+  });
+
+  test('a batch with log-sum-exp gives the bits of each sequence alone, and merges to the whole', async () => {
+    const lengths = [0, 1, 130, 2100, 1025];
+    const items = lengths.map((n, index) => ({ cache: filled(n), query: query(1 + (index % 2)) }));
+    for (const options of [{}, { causal: false, window: [100, 3] as const, softcap: 5, scale: 0.3 }]) {
+      const alone = items.map(({ cache, query: q }) => cache.attendWithLseSync(q, { ...options, threads: 1 }));
+      for (const threads of [1, 2, 3]) {
+        const inBatch = attendBatchWithLseSync(items, { ...options, threads });
+        const later = await attendBatchWithLse(items.toReversed(), { ...options, threads });
+        const plain = attendBatchSync(items, { ...options, threads });
+        expect([inBatch.length, later.length]).toEqual([items.length, items.length]);
+        for (const [i, { output, lse }] of alone.entries()) {
+          expect(lse.dims).toEqual([1, 4, 1 + (i % 2)]);
+          for (const found of [inBatch[i], later.toReversed()[i]]) {
+            expectSameBits(found.output, output);
+            expectSameBits(found.lse, lse);
+          }
+          expectSameBits(plain[i], output);
+        }
+      }
+    }
+    expect([...attendBatchWithLseSync(items)[0].lse.data]).toEqual([-Infinity, -Infinity, -Infinity, -Infinity]);
+
+    // One sequence in two caches.
+    using front = filled(700);
+    using back = new KvCache({ heads, headDim, valueDim });
+    back.append(rows(key, 700, 1500), rows(value, 700, 1500));
+    using whole = filled(1500);
+    const q = query(2);
+    const parts = attendBatchWithLseSync(
+      [front, back].map((cache) => ({ cache, query: q })),
+      { causal: false },
+    );
+    const wanted = whole.attendWithLseSync(q, { causal: false });
+    const merged = mergeAttentionSync(parts);
+    expect(largestDifference(merged.output, wanted.output)).toBeLessThan(1e-6);
+    expect(largestDifference(merged.lse, wanted.lse)).toBeLessThan(1e-5);
     for (const { cache } of items) cache.dispose();
   });
 

@@ -7,16 +7,19 @@ import path from 'node:path';
 import {
   attentionLayer,
   cast,
+  type DataType,
   type FitOptions,
   fitLrkv,
   lrkvLayer,
   readAttentionWeights,
   readLrkvWeights,
+  tensor,
 } from '../lib';
+import { contentOf, writeSafetensors as writeContents } from '../lib/files/safetensors-writer';
 import type { ModelOptions } from '../lib/model/read';
 import { CommandLine, program } from './command-line';
 import { normal } from './data';
-import { huggingFace, layersOf, type ModelShape, ownNames, smallShape } from './models';
+import { huggingFace, layersOf, type ModelShape, ownNames, smallShape, tensorsOf } from './models';
 import { readSafetensors, writeNpy, writeSafetensors, writeShards } from './tensor-files';
 
 jest.setTimeout(120_000);
@@ -29,6 +32,9 @@ afterAll(() => fs.rmSync(work, { recursive: true }));
 
 const cli = (line: string) => new CommandLine(work, ['convert']).run(line);
 const json = (line: string) => new CommandLine(work, ['convert']).json(line);
+
+/** Has the bar of progress drawn into a pipe. */
+const terminal = path.join(__dirname, 'children', 'terminal.js');
 
 const at = (file: string): string => path.join(work, file);
 const shape: ModelShape = { ...smallShape, layers: 3, modelDim: 24, heads: 4, kvHeads: 2, headDim: 16, valueDim: 16 };
@@ -228,6 +234,53 @@ describe('a model in several files', () => {
   });
 });
 
+describe('the element type of new tensors', () => {
+  const dtypes = { float32: 'F32', float16: 'F16', bfloat16: 'BF16' } as const;
+  const line = '--heads 4 --rope-base 100 --budget 80%';
+
+  /** The model with its attention in other element types, layer by layer. */
+  async function write(file: string, types: readonly DataType[]): Promise<void> {
+    const contents = layersOf(shape).flatMap((layer, index) =>
+      Object.entries(tensorsOf(layer)).map(([part, own]) =>
+        contentOf(`layers.${index}.attention.${part}`, cast(own, types[index % types.length])),
+      ),
+    );
+    await writeContents(at(file), contents);
+  }
+  const found = (file: string) => {
+    const { tensors } = readSafetensors(at(file));
+    const fresh = Object.entries(tensors).filter(([name]) => /\.(key|value)(Base|Down|Up|Gauge)/.test(name));
+    expect(fresh.length).toBeGreaterThanOrEqual(3 * 6);
+    return [...new Set(fresh.map(([, { dtype }]) => dtype))];
+  };
+
+  test.each(['float32', 'float16', 'bfloat16'] as const)('%s: that of the model', async (type) => {
+    await write(`${type}.safetensors`, [type]);
+    const { stdout } = cli(`${type}.safetensors -o ${type}.out.safetensors ${line}`);
+    expect(stdout).toMatch(new RegExp(`through the ${type} weights`));
+    expect(found(`${type}.out.safetensors`)).toEqual([dtypes[type]]);
+    // As `fitLrkv` rounds them.
+    const weights = await readAttentionWeights(at(`${type}.safetensors`), { heads: 4, rope: { base: 100 } });
+    const wanted = await fitLrkv(weights, { budget: 0.8, type });
+    expect(await readLrkvWeights(at(`${type}.out.safetensors`))).toMatchObject(
+      wanted.layers.map(({ keyUp, keyDown, valueUp, valueGauge }) => ({
+        ...{ keyUp, keyDown, valueUp },
+        ...(valueGauge && { valueGauge }),
+      })),
+    );
+  });
+
+  test('--type, and float32 where layers differ', async () => {
+    await write('mixed.safetensors', ['float16', 'bfloat16']);
+    const report = json(`mixed.safetensors -o mixed.out.safetensors ${line}`);
+    expect([report.weightType, found('mixed.out.safetensors')]).toEqual(['float32', ['F32']]);
+    const chosen = json(`mixed.safetensors -o mixed.out.safetensors --force ${line} --type bfloat16`);
+    expect([chosen.weightType, found('mixed.out.safetensors')]).toEqual(['bfloat16', ['BF16']]);
+    const { status, stderr } = cli(`mixed.safetensors -o none.out.safetensors ${line} --type int8`);
+    expect([status, stderr]).toEqual([2, expect.stringContaining('float16')]);
+  });
+});
+
 test('keys of low rank that are stored whole are told of', () => {
   const line = '0.safetensors -o notes.safetensors --force --heads 4 --rope-base 100 --gauge none';
   const note = /^Keys were cut to lower ranks to no avail: .*$/gm;
@@ -242,10 +295,18 @@ describe('what does not come to its end leaves nothing', () => {
 
   test.each(['SIGINT', 'SIGTERM'] as const)('%s', async (signal) => {
     const args = ['convert', 'many.safetensors', '-o', 'stopped.safetensors', '--heads', '8', '--no-rope'];
-    const child = spawn(process.execPath, [program, ...args], { cwd: work });
-    const ended = new Promise<NodeJS.Signals | null>((resolve) => child.on('exit', (_, by) => resolve(by)));
-    await new Promise((resolve) => setTimeout(resolve, 2000));
-    expect(child.exitCode).toBeNull();
+    const child = spawn(process.execPath, ['--require', terminal, program, ...args], { cwd: work });
+    const ended = new Promise<NodeJS.Signals | number | null>((resolve) =>
+      child.on('exit', (code, by) => resolve(by ?? code)),
+    );
+    let shown = '';
+    const fitting = new Promise<'fitting'>((resolve) =>
+      child.stderr.on('data', (text) => {
+        shown += text;
+        if (/layer \d+, (keys|values), iteration/.test(shown)) resolve('fitting');
+      }),
+    );
+    expect([await Promise.race([fitting, ended]), shown]).toEqual(['fitting', expect.any(String)]);
     child.kill(signal);
     expect(await ended).toBe(signal);
     expect(fs.readdirSync(work).filter((name) => name.includes('stopped'))).toEqual([]);
@@ -332,6 +393,35 @@ describe('refused', () => {
     expect(stderr).not.toMatch(/^ +at /m);
     expect(fs.existsSync(at('out.safetensors'))).toBe(false);
     expect(fs.readFileSync(at('there.safetensors'), 'utf8')).toBe('before');
+  });
+
+  test('gains of QK-norm that no layer of the result could take', async () => {
+    const [layer] = layersOf({ ...shape, gains: true });
+    const prefix = 'layers.0.attention.';
+    const contents = Object.entries(layer).map(([part, { data, dims }]) =>
+      contentOf(prefix + part, tensor(data, dims)),
+    );
+    const write = async (file: string, query: object, key: object) => {
+      const rope = { frequencies: new Array(8).fill(0.5) };
+      const numbers = { heads: 4, kvHeads: 2, rope, queryNorm: query, keyNorm: key };
+      const metadata = { version: 1, layers: { [prefix]: numbers } };
+      await writeContents(at(file), contents, { lowrank_attention: JSON.stringify(metadata) });
+    };
+    const after = { epsilon: 0, gainOrder: 'after-rotation' };
+    await write('late.safetensors', after, { epsilon: 0 });
+    await write('early.safetensors', { epsilon: 0 }, { epsilon: 0 });
+    for (const [line, message] of [
+      ['late.safetensors', /unless keys are normalised so for `layers.0.attention.qkNorm.query`/],
+      ['early.safetensors --rope-mode intertwined', /'intertwined' for `layers.0.attention.qkNorm.key`/],
+    ] as const) {
+      const { status, stderr } = cli(`${line} -o gains.safetensors --ranks 16`);
+      expect([status, stderr]).toEqual([1, expect.stringMatching(message)]);
+      expect(fs.existsSync(at('gains.safetensors'))).toBe(false);
+    }
+    await write('right.safetensors', after, after);
+    expect(cli('right.safetensors -o gains.safetensors --ranks 16 --rope-mode intertwined').status).toBe(0);
+    const [converted] = await readLrkvWeights(at('gains.safetensors'));
+    expect(lrkvLayer(converted).forwardSync(normal([1, 3, shape.modelDim], 1)).dims).toEqual([1, 3, shape.modelDim]);
   });
 
   test('but --force replaces', () => {

@@ -2,6 +2,8 @@ import {
   approximationError,
   attendBatch,
   attendBatchSync,
+  attendBatchWithLse,
+  attendBatchWithLseSync,
   attention,
   attentionFactors,
   attentionFactorsSync,
@@ -90,11 +92,13 @@ export function smallCache(): KvCache {
   return cache;
 }
 
+type Call = (of: Loose, tensors: Readonly<Record<string, unknown>>, options: unknown) => unknown;
+
 function pair(
   name: string,
   functions: readonly [asynchronous: Loose, synchronous: Loose],
   rest: Pick<Entry, 'tensors' | 'rank' | 'outDims'>,
-  call: (of: Loose, tensors: Readonly<Record<string, unknown>>, options: unknown) => unknown,
+  call: Call,
 ): Entry[] {
   return functions.map((of, index) => ({
     name: index === 0 ? name : `${name}Sync`,
@@ -318,22 +322,21 @@ export const calls: readonly Entry[] = [
   ),
 ];
 
+const twoQueries = { tensors: { 'items[0].query': query, 'items[1].query': query }, rank: 4 };
+const batchCall: Call = (of, t, options) => {
+  using cache = smallCache();
+  return of(
+    [0, 1].map((i) => ({ cache, query: t[`items[${i}].query`] })),
+    options,
+  );
+};
+
 /** Every function that takes tensors. */
 export const entries: readonly Entry[] = [
   ...calls,
   ...pair('mergeAttention', [mergeAttention, mergeAttentionSync], { tensors: pick(/lse/), rank: 3 }, merge),
-  ...pair(
-    'attendBatch',
-    [attendBatch, attendBatchSync],
-    { tensors: { 'items[0].query': query, 'items[1].query': query }, rank: 4 },
-    (of, t, options) => {
-      using cache = smallCache();
-      return of(
-        [0, 1].map((i) => ({ cache, query: t[`items[${i}].query`] })),
-        options,
-      );
-    },
-  ),
+  ...pair('attendBatch', [attendBatch, attendBatchSync], twoQueries, batchCall),
+  ...pair('attendBatchWithLse', [attendBatchWithLse, attendBatchWithLseSync], twoQueries, batchCall),
   ...pair(
     'attentionFactors',
     [attentionFactors, attentionFactorsSync],

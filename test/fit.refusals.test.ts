@@ -1,5 +1,6 @@
 /** What fitLrkv and describeHeads refuse, how they stop, and what they tell on the way. */
 import {
+  type AttentionError,
   type AttentionErrorCode,
   type AttentionWeights,
   describeHeads,
@@ -11,6 +12,7 @@ import {
   headDiversity,
   headSimilaritySync,
   lrkvLayer,
+  type RmsNormOptions,
   ropeFrequencies,
   type Tensor,
 } from '../lib';
@@ -40,7 +42,6 @@ const spoiled = (source: Tensor): Tensor => filled(source.dims, 'float32', (i) =
 
 test('options', async () => {
   const rotated = { ...weights, rope };
-  const gain = [1, 1, 1, 1];
   await expectRefusals([
     [undefined, 'ERR_ARGUMENT', 'options'],
     [null, 'ERR_ARGUMENT', 'options'],
@@ -84,12 +85,6 @@ test('options', async () => {
     [{ rank: 2, ropeMode: 'exact' }, 'ERR_ARGUMENT', 'ropeMode'],
     [{ rank: 2, ropeMode: 'paper' }, 'ERR_ARGUMENT', 'ropeMode', rotated],
     [{ rank: { key: 3, value: 3 }, ropeMode: 'intertwined' }, 'ERR_ARGUMENT', 'rank.key', rotated],
-    [
-      { rank: 2, ropeMode: 'intertwined' },
-      'ERR_UNSUPPORTED',
-      'ropeMode',
-      { ...rotated, qkNorm: { key: { gain, gainOrder: 'before-rotation' } } },
-    ],
     ...[0, 1.5, 10_001, null].map((iterations) => [{ rank: 2, iterations }, 'ERR_ARGUMENT', 'iterations'] as const),
     ...[-0.1, Infinity, '0'].map((damping) => [{ rank: 2, damping }, 'ERR_ARGUMENT', 'damping'] as const),
     ...[0, 4, 12, 8.5].map((rankStep) => [{ rank: 2, rankStep }, 'ERR_ARGUMENT', 'rankStep'] as const),
@@ -129,6 +124,69 @@ test('weights', async () => {
     [rank, 'ERR_SHAPE', 'weights.qkNorm.key.gain', { ...weights, qkNorm: { key: { gain: [1] } } }],
     [rank, 'ERR_ARGUMENT', 'weights.scale', { ...weights, scale: NaN }],
   ]);
+});
+
+describe('gains of QK-norm: a fit takes what a layer of its weights takes, and refuses the rest as that does', () => {
+  const gain = [1, 2, 1, 0.5];
+  const norms = [undefined, {}, { gain }, { gain, gainOrder: 'after-rotation' as const }];
+  const shown = (norm?: RmsNormOptions): string =>
+    norm === undefined
+      ? 'no norm'
+      : norm.gain === undefined
+        ? 'no gain'
+        : `a gain ${norm.gainOrder ?? 'before-rotation'}`;
+  const pairs = norms.flatMap((query) => norms.map((key) => ({ query, key })));
+  const modes = [undefined, 'exact', 'intertwined'] as const;
+  const cases = pairs.flatMap((qkNorm) => modes.map((ropeMode) => ({ qkNorm, ropeMode })));
+  const wholeFit = { rank: 4, gauge: 'none', iterations: 1 } as const;
+  const plain = modes.map((ropeMode) => {
+    const own = ropeMode === undefined ? weights : { ...weights, rope };
+    return [ropeMode, own, fitLrkvSync(own, { ...wholeFit, ...(ropeMode && { ropeMode }) }).layers[0]] as const;
+  });
+
+  test.each(cases)('queries $qkNorm.query, keys $qkNorm.key, ropeMode $ropeMode', ({ qkNorm, ropeMode }) => {
+    const [, own, fitted] = plain.find(([mode]) => mode === ropeMode) as (typeof plain)[number];
+    const given = Object.fromEntries(Object.entries(qkNorm).filter(([, norm]) => norm !== undefined));
+    const caught = (call: () => unknown): unknown => {
+      try {
+        call();
+      } catch (error) {
+        const { code, argument, message } = error as AttentionError;
+        return { code, argument, message };
+      }
+      return undefined;
+    };
+    let iterations = 0;
+    const onProgress = () => iterations++;
+    const options = { ...wholeFit, ...(ropeMode && { ropeMode }), onProgress };
+    const ofLayer = caught(() => lrkvLayer({ ...fitted, qkNorm: given }));
+    const ofFit = caught(() => lrkvLayer(fitLrkvSync({ ...own, qkNorm: given }, options).layers[0]));
+    expect(ofFit).toEqual(ofLayer);
+    expect(iterations > 0).toBe(ofLayer === undefined);
+    const [ofQueries, ofKeys] = [shown(qkNorm.query), shown(qkNorm.key)];
+    const late = ofQueries === 'a gain after-rotation' && /^no norm|before/.test(ofKeys);
+    const early = ropeMode === 'intertwined' && ofKeys === 'a gain before-rotation';
+    const argument = `weights.qkNorm.${late ? 'query' : 'key'}`;
+    if (ropeMode === undefined || !(late || early)) expect(ofLayer).toBeUndefined();
+    else expect(ofLayer).toMatchObject({ code: 'ERR_UNSUPPORTED', argument });
+  });
+
+  test('gains too large together, and more heads than a layer may have', async () => {
+    const huge = { gain: [1e30, 1, 1, 1], gainOrder: 'after-rotation' } as const;
+    const heads = 2 ** 16 + 1;
+    const one = (rows: number, columns: number) => normal([rows, columns], 1);
+    const many = { query: one(1, heads), key: one(1, heads), value: one(1, heads), output: one(heads, 1), heads };
+    await expectRefusals([
+      [
+        wholeFit,
+        'ERR_ARGUMENT',
+        'weights.qkNorm.query.gain[0]',
+        { ...weights, rope, qkNorm: { query: huge, key: huge } },
+      ],
+      [{ rank: 1 }, 'ERR_ARGUMENT', 'weights.kvHeads', many],
+      [{ rank: 1 }, 'ERR_ARGUMENT', 'weights[1].kvHeads', [weights, many]],
+    ]);
+  });
 });
 
 describe('a fit', () => {

@@ -1,4 +1,13 @@
-import { attendBatch, attendBatchSync, attentionSync, KvCache, LrkvCache, lrkvAttentionSync } from '../lib';
+import {
+  attendBatch,
+  attendBatchSync,
+  attendBatchWithLse,
+  attendBatchWithLseSync,
+  attentionSync,
+  KvCache,
+  LrkvCache,
+  lrkvAttentionSync,
+} from '../lib';
 import type { DataType, Tensor } from '../lib/tensor';
 import { filled, guarded, normal, slice, swapLayout, types } from './data';
 import { expectSameBits } from './full-run';
@@ -143,13 +152,19 @@ describe.each(settings)('%s', (_name, model) => {
     ];
     const items = caches.map((cache, i) => ({ cache, query: normal([1, 4, 1 + (i % 3), 24], 80 + i) }));
     const alone = items.map(({ cache, query }) => cache.attendSync(query, { threads: 1 }));
+    const lses = items.map(({ cache, query }) => cache.attendWithLseSync(query, { threads: 1 }).lse);
     for (const threads of [1, 2, 5]) {
       const inBatch = attendBatchSync(items, { threads });
       const later = await attendBatch([...items].reverse(), { threads });
+      const withLse = [attendBatchWithLseSync(items, { threads }), await attendBatchWithLse(items, { threads })];
       for (const [i, { cache, query }] of items.entries()) {
         expectSameBits(cache.attendSync(query, { threads }), alone[i]);
         expectSameBits(await cache.attend(query, { threads }), alone[i]);
         expectSameBits(inBatch[i], alone[i]);
+        for (const found of withLse) {
+          expectSameBits(found[i].output, alone[i]);
+          expectSameBits(found[i].lse, lses[i]);
+        }
         expectSameBits(later[items.length - 1 - i], alone[i]);
       }
     }

@@ -37,6 +37,7 @@ test('what a cache held goes back to the system with its last holder', () => {
     'pages of 1 MiB, again': [1],
     'pages of 4 MiB': [1],
     'pages of an odd size': [1],
+    'pages of an odd size, truncated, then disposed': [0.5, 0.5],
     dropped: [1],
     'shared with a fork': [0, 1],
     'pages of LRKV': [1],

@@ -151,12 +151,30 @@ describe('rotary embedding of config.json', () => {
     ['scaling of no name', { rope_scaling: {} }, /^ERR_UNSUPPORTED rope_scaling: /],
     ['scaling without its factor', { rope_scaling: { type: 'linear' } }, /^ERR_ARGUMENT rope_scaling.factor: /],
     ['a model of another rotation', { model_type: 'cohere' }, /^ERR_UNSUPPORTED model_type: .*"cohere"$/],
-    ['a part of each head', { partial_rotary_factor: 0.5 }, /^ERR_UNSUPPORTED partial_rotary_factor: /],
+    ['a part of each head', { partial_rotary_factor: 0.5 }, /^ERR_UNSUPPORTED partial_rotary_factor: .*whole.*0.5$/],
+    [
+      'such a part, nested',
+      { rope_parameters: { rope_theta: 5, partial_rotary_factor: 0.5 } },
+      /^ERR_UNSUPPORTED partial/,
+    ],
     ['no base', { rope_theta: undefined }, /^ERR_ARGUMENT rope_theta: .*undefined$/],
     ['a base that is none', { rope_theta: '1e4' }, /^ERR_ARGUMENT rope_theta: .*"1e4"$/],
   ])('%s is refused', async (_, more, message) => {
     expect(await refusalOf(read(more))).toMatch(message);
   });
+});
+
+test('a base that is given does not make a part of a head the whole', async () => {
+  const weights = huggingFace(layersOf(smallShape));
+  const read = (more: object) =>
+    readAttentionWeights(written(weights, { ...config, model_type: 'phi', ...more }), { rope: { base: 500 } });
+  const parts = { partial_rotary_factor: 0.5, rotary_pct: 0.25, rotary_dim: 4 };
+  for (const [name, part] of Object.entries(parts))
+    expect(await refusalOf(read({ [name]: part }))).toMatch(
+      new RegExp(`^ERR_UNSUPPORTED ${name}: .*received ${part}$`),
+    );
+  for (const whole of [{}, { partial_rotary_factor: 1 }, { rotary_pct: 1 }, { rotary_dim: 6 }, { rotary_dim: null }])
+    expect(await read(whole)).toHaveLength(smallShape.layers);
 });
 
 describe('refused', () => {

@@ -1,6 +1,7 @@
 #!/usr/bin/env node
 import { Command, CommanderError, InvalidArgumentError, Option } from 'commander';
 
+import { dataTypes } from '../check';
 import { AttentionError } from '../errors';
 import { info } from '../info';
 import type { DataType } from '../tensor';
@@ -68,7 +69,7 @@ function program(): Command {
     .option('--window <keys>', 'see only so many keys, the own one included (implies --causal)', count)
     .option('--decode', 'one new token against a cache of n − 1')
     .option('--sync', 'time the synchronous call')
-    .addOption(new Option('--dtype <type>', 'element type').choices(['float32', 'float16', 'bfloat16']))
+    .addOption(new Option('--dtype <type>', 'element type').choices(dataTypes))
     .option('--threads <count>', 'most threads a call may use', count, info().threads)
     .addOption(new Option('--isa <name>', 'force one row of the kernel table').choices(isas()))
     .option('--runs <rounds>', 'rounds a case; slow cases make fewer', count, 15)

@@ -1,27 +1,28 @@
-/** From the factors of a fit to weights in float32, and what they are off by. */
+/** From the factors of a fit to weights in an element type, and what they are off by. */
+import { castFinite, float32Of } from '../convert';
 import { float64, type Matrices } from '../linalg';
 import type { Steps } from '../steps';
-import { allocate, type TensorOf } from '../tensor';
+import { allocate, type DataType, type Tensor, type TensorOf } from '../tensor';
 import { add, inner, joinHeads, matrices, type Run, repeat, subtract, times, timesHeads } from './algebra';
 import type { Factors, FitPlan } from './als';
 import { energiesOf, type Objective, type Projection, pairOf, type Seen, seenBy, seenTimesHeads } from './moments';
 
-/** The keys or values of a layer as LRKV has them, rounded to float32, and how near they are. */
+/** The keys or values of a layer as LRKV has them, rounded to the element type, and how near they are. */
 export interface FittedSide {
   /** `[modelDim, baseDim]`, baseDim = width or 0. */
-  readonly base: TensorOf<'float32'>;
-  readonly baseBias: TensorOf<'float32'>;
+  readonly base: Tensor;
+  readonly baseBias: Tensor;
   /** `[heads, baseDim, width]`, null where it is the identity or there is no base. */
-  readonly gauge: TensorOf<'float32'> | null;
+  readonly gauge: Tensor | null;
   /** `[modelDim, Σ ranks]`. */
-  readonly down: TensorOf<'float32'>;
-  readonly downBias: TensorOf<'float32'>;
+  readonly down: Tensor;
+  readonly downBias: Tensor;
   /** `[Σ ranks, width]`. */
-  readonly up: TensorOf<'float32'>;
+  readonly up: Tensor;
   /** `[heads]`: ‖C^{1/2}·(W_h − Ŵ_h)·N_h‖² in float64, as the fit leaves it, and of W_h. */
   readonly predicted: Float64Array;
   readonly energies: Float64Array;
-  /** `[heads]`: the same through the float32 weights, without the damping of C. */
+  /** `[heads]`: the same through the rounded weights, without the damping of C. */
   readonly measured: Float64Array;
   readonly measuredEnergies: Float64Array;
   /** `[heads, width]`: energies of W_h·N_h less its base along the directions of the fit. */
@@ -31,7 +32,7 @@ export interface FittedSide {
 /** Carries out what `factors` say, with residuals of so many directions a head. */
 export function* finish(
   objective: Objective,
-  { moment, weights, weighted }: Projection,
+  { moment, weights, weighted, type }: Projection,
   factors: Factors,
   ranks: readonly number[],
   { pairs, rope }: FitPlan,
@@ -67,19 +68,19 @@ export function* finish(
   const free = factors.gauge === 'free' || factors.gauge === 'rope-pair';
   const gauge = gauges !== null && free ? yield* times(gauges, inverseRoots, run) : null;
   const rounded = {
-    base: round(base ?? matrices(new Float64Array(), 1, inputs, 0)),
-    down: round(down),
-    up: round(up),
-    gauge: gauge === null ? null : round(gauge),
+    base: round(base ?? matrices(new Float64Array(), 1, inputs, 0), type),
+    down: round(down, type),
+    up: round(up, type),
+    gauge: gauge === null ? null : round(gauge, type),
   };
 
   const approximation = yield* approximationOf(objective, rounded, ranks, run);
   const error = yield* timesHeads(subtract(approximation, weights), objective.roots, run);
   return {
-    ...split(rounded.base, ['base', 'baseBias']),
-    ...split(rounded.down, ['down', 'downBias']),
-    gauge: rounded.gauge === null ? null : tensorOf(rounded.gauge.data, [heads, width, width]),
-    up: tensorOf(rounded.up.data, [total, width]),
+    ...split(rounded.base, ['base', 'baseBias'], type),
+    ...split(rounded.down, ['down', 'downBias'], type),
+    gauge: rounded.gauge === null ? null : tensorOf(rounded.gauge.data, [heads, width, width], type),
+    up: tensorOf(rounded.up.data, [total, width], type),
     predicted: Float64Array.from(ranks, (rank, head) =>
       spectra.subarray(head * width + rank, (head + 1) * width).reduce((sum, energy) => sum + energy, 0),
     ),
@@ -140,26 +141,27 @@ function* approximationOf(
   return add(whole, joinHeads(yield* times(downs, ups, run)));
 }
 
-/** Rounded to float32, in place. */
-function round(of: Matrices): Matrices {
-  for (let i = 0; i < of.data.length; i++) of.data[i] = Math.fround(of.data[i] as number);
+/** Rounded in place. */
+function round(of: Matrices, type: DataType): Matrices {
+  of.data.set(float32Of(tensorOf(of.data, [of.data.length], type)));
   return of;
 }
 
-function tensorOf(data: Float64Array, dims: readonly number[]): TensorOf<'float32'> {
+function tensorOf(data: Float64Array, dims: readonly number[], type: DataType): Tensor {
   const tensor = allocate('weights', dims, 'float32') as TensorOf<'float32'>;
   tensor.data.set(data);
-  return tensor;
+  return castFinite('type', tensor, type);
 }
 
 /** The last row is what the bias is made of. */
 function split<Name extends string>(
   { data, rows, columns }: Matrices,
   [matrix, bias]: readonly [Name, Name],
-): Record<Name, TensorOf<'float32'>> {
+  type: DataType,
+): Record<Name, Tensor> {
   const end = (rows - 1) * columns;
   return {
-    [matrix]: tensorOf(data.subarray(0, end), [rows - 1, columns]),
-    [bias]: tensorOf(data.subarray(end), [columns]),
-  } as Record<Name, TensorOf<'float32'>>;
+    [matrix]: tensorOf(data.subarray(0, end), [rows - 1, columns], type),
+    [bias]: tensorOf(data.subarray(end), [columns], type),
+  } as Record<Name, Tensor>;
 }

@@ -37,7 +37,8 @@ export interface LrkvFit {
  *
  * @param weights one layer or several; matrices `[in, out]`, of any element types
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT (also for numbers that are not finite, and a
- *   budget below the least there is), ERR_DEVICE, ERR_MEMORY, ERR_ABORTED
+ *   budget below the least there is), ERR_UNSUPPORTED for gains of QK-norm that `lrkvLayer` refuses, ERR_DEVICE, ERR_MEMORY,
+ *   ERR_ABORTED
  */
 export async function fitLrkv(
   weights: AttentionWeights | readonly AttentionWeights[],
@@ -93,7 +94,7 @@ export function* fitLayers<Kept extends UnchangedNumbers>(
 }
 
 function assemble(
-  { layers, ropeMode }: FitRequest,
+  { layers, ropeMode, type: weightType }: FitRequest,
   finished: readonly Sides<FinishedSide>[],
   type: DataType,
 ): { readonly parts: ConvertedParts[]; readonly report: LrkvReport } {
@@ -122,6 +123,7 @@ function assemble(
       factoredRatio: factored / full,
       calibrated: layers.every(({ calibrated }) => calibrated),
       type,
+      weightType,
     },
   };
 }

@@ -11,6 +11,7 @@ import { transpose } from '../analysis/matrix';
 import { float64, type Matrices } from '../linalg';
 import { type CheckedRmsNorm, type CheckedRope, pairings } from '../rope';
 import type { Steps } from '../steps';
+import type { DataType } from '../tensor';
 import { add, matrices, type Run, spectralMap, splitHeads, symmetricInner, times, timesHeads } from './algebra';
 
 /**
@@ -54,6 +55,8 @@ export interface Projection {
   readonly weights: Matrices;
   /** Y = W_h·N_h `[inputs, heads·width]`. */
   readonly weighted: Seen;
+  /** Element type that what is fitted to it is rounded to. */
+  readonly type: DataType;
 }
 
 /** Eigenvalues of a metric below this share of the largest are raised to it, so that its root can be inverted. */
@@ -275,7 +278,7 @@ export function* objectiveOf(
   heads: number,
   moment: SecondMoment,
   metric: Matrices,
-  diagonal: boolean,
+  { diagonal, type }: { readonly diagonal: boolean; readonly type: DataType },
   run: Run,
 ): Steps<{ readonly objective: Objective; readonly projection: Projection }> {
   const width = weights.own.columns / heads;
@@ -289,7 +292,7 @@ export function* objectiveOf(
   }
   return {
     objective: { heads, width, roots, inverseRoots, gram, energies },
-    projection: { moment, weights: weights.own, weighted },
+    projection: { moment, weights: weights.own, weighted, type },
   };
 }
 

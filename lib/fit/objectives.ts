@@ -24,7 +24,7 @@ export type Sides<Value> = Readonly<Record<Side, Value>>;
 /** What is fitted of a layer, and what it is of. */
 export function* objectivesOf(
   layer: FitLayer,
-  { damping, run }: FitRequest,
+  { damping, type, run }: FitRequest,
 ): Steps<Sides<{ readonly objective: Objective; readonly projection: Projection }>> {
   const { shape, name, rope, queryNorm, keyNorm } = layer;
   const { heads, kvHeads } = shape;
@@ -39,8 +39,8 @@ export function* objectivesOf(
   const keys = yield* keyMetric({ query: yield* seen('query'), key }, moment, { heads, kvHeads, rope, norms }, run);
   const values = yield* valueMetric(output, heads, kvHeads, run);
   return {
-    key: yield* objectiveOf(key, kvHeads, moment, keys, rope !== null, run),
-    value: yield* objectiveOf(yield* seen('value'), kvHeads, moment, values, false, run),
+    key: yield* objectiveOf(key, kvHeads, moment, keys, { diagonal: rope !== null, type }, run),
+    value: yield* objectiveOf(yield* seen('value'), kvHeads, moment, values, { diagonal: false, type }, run),
   };
 }
 
@@ -48,7 +48,7 @@ export function* objectivesOf(
 export function* projectionsOf(
   layer: FitLayer,
   objectives: Partial<Sides<Objective>>,
-  { damping, run }: FitRequest,
+  { damping, type, run }: FitRequest,
 ): Steps<Partial<Sides<Projection>>> {
   const { weights, moment } = yield* loaded(layer, damping, run);
   const found: Partial<Record<Side, Projection>> = {};
@@ -57,7 +57,7 @@ export function* projectionsOf(
     if (roots === undefined) continue;
     const own = withBias(`${layer.name}.${side}`, weights[side], weights[`${side}Bias`]);
     const weighted = yield* seenTimesHeads(yield* seenBy(moment, own, run), roots, run);
-    found[side] = { moment, weights: own, weighted };
+    found[side] = { moment, weights: own, weighted, type };
   }
   return found;
 }

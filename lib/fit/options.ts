@@ -3,6 +3,7 @@ import { type CallOptions, checkDevice } from '../call';
 import { checkChoice, checkFinite, checkInteger, checkOptions, checkType } from '../check';
 import { expected } from '../errors';
 import { storedStep } from '../lrkv-model';
+import { checkConvertible } from '../lrkv-norms';
 import { attempt, readList } from '../read';
 import type { DataType, Tensor } from '../tensor';
 import type { Gauge } from './als';
@@ -63,6 +64,11 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
    * layer, finite, ≥ 0. Default 1 for all.
    */
   readonly sensitivity?: readonly { readonly key: number; readonly value: number }[];
+  /**
+   * Element type of the weights that are made, each rounded to nearest with ties to even; numbers beyond it are refused.
+   * Measured errors are of the rounded weights. Default `'float32'`.
+   */
+  readonly type?: DataType;
   /** Called after every iteration. */
   readonly onProgress?: (progress: FitProgress) => void;
 }
@@ -72,8 +78,8 @@ export type GaugeOption = 'auto' | Gauge;
 const gauges = ['auto', 'free', 'rope-pair', 'identity', 'none'] as const;
 
 const optionNames: ReadonlySet<string> = new Set([
-  ...(['rank', 'ranks', 'energy', 'budget', 'calibration', 'gauge', 'ropeMode', 'iterations', 'damping'] as const),
-  ...(['rankStep', 'sensitivity', 'onProgress', 'threads', 'signal', 'device'] as const),
+  ...(['rank', 'ranks', 'energy', 'budget', 'calibration', 'gauge', 'ropeMode', 'type', 'iterations'] as const),
+  ...(['damping', 'rankStep', 'sensitivity', 'onProgress', 'threads', 'signal', 'device'] as const),
 ]);
 
 /** How ranks are found. */
@@ -93,6 +99,8 @@ export interface FitRequest {
   readonly layers: readonly FitLayer[];
   readonly rule: RankRule;
   readonly ropeMode: 'exact' | 'intertwined';
+  /** Of the weights that are made. */
+  readonly type: DataType;
   readonly iterations: number;
   readonly damping: number;
   readonly rankStep: number;
@@ -134,18 +142,7 @@ export function checkFit(sources: readonly LayerSource[], copy: FitOptions): Fit
     copy.ropeMode === undefined ? 'exact' : checkChoice('ropeMode', copy.ropeMode, ['exact', 'intertwined'] as const);
   if (copy.ropeMode !== undefined && sources.every(({ rope }) => rope === null))
     throw expected('ERR_ARGUMENT', 'ropeMode', 'nothing without `rope`', copy.ropeMode);
-  for (const { rope, keyNorm, name } of sources) {
-    if (
-      rope === null ||
-      ropeMode !== 'intertwined' ||
-      keyNorm === null ||
-      keyNorm.gain === null ||
-      keyNorm.gainOrder !== 0
-    )
-      continue;
-    const what = `'exact' where \`${name}\` has a key gain before the rotation`;
-    throw expected('ERR_UNSUPPORTED', 'ropeMode', what, ropeMode);
-  }
+  for (const source of sources) checkConvertible(source.name, source, source.kept.qkNorm, ropeMode);
   const gaugesOf = checkGauges(copy.gauge);
   const sensitivity =
     copy.sensitivity === undefined
@@ -173,6 +170,7 @@ export function checkFit(sources: readonly LayerSource[], copy: FitOptions): Fit
     iterations: copy.iterations === undefined ? 40 : checkInteger('iterations', copy.iterations, 1, 10_000),
     damping: copy.damping === undefined ? 0.01 : checkFinite('damping', copy.damping, 0),
     rankStep,
+    type: checkType('type', copy.type === undefined ? 'float32' : copy.type),
     onProgress,
     run: { threads: copy.threads, signal: copy.signal, device: copy.device },
   };

@@ -14,7 +14,7 @@ export interface LrkvHeadReport {
   readonly allocatedRank: number;
   /** Relative error in the fitted norm, in float64: ‖C^{1/2}·(W − Ŵ)·M^{1/2}‖ / ‖C^{1/2}·W·M^{1/2}‖. */
   readonly predictedError: number;
-  /** The same on the calibration rows themselves, without damping, through the weights as rounded to float32. */
+  /** The same on the calibration rows themselves, without damping, through the weights as rounded to their type. */
   readonly measuredError: number;
   /** ‖C^{1/2}·W·M^{1/2}‖², what the squares of `spectrum` are shares of. */
   readonly energy: number;
@@ -62,6 +62,8 @@ export interface LrkvReport extends LrkvRatios {
   readonly calibrated: boolean;
   /** Element type that ratios were counted for. */
   readonly type: DataType;
+  /** Element type of the weights that were made. */
+  readonly weightType: DataType;
 }
 
 /** A side that is finished. */

@@ -22,6 +22,8 @@ export interface ModelConfig {
   readonly normEpsilon?: number;
   /** @throws AttentionError ERR_UNSUPPORTED, ERR_ARGUMENT where it cannot be told from this file */
   readonly rope: (headDim: number) => Rope;
+  /** @throws AttentionError ERR_UNSUPPORTED where heads are not rotated as a whole */
+  readonly checkRotatedWhole: (headDim: number) => void;
 }
 
 /** Reads the config.json beside a file, if there is one. @throws AttentionError ERR_ARGUMENT; errors of the file system */
@@ -47,6 +49,7 @@ export async function readConfig(modelPath: string): Promise<ModelConfig | undef
     ...(headDim === undefined ? {} : { headDim }),
     ...(normEpsilon === undefined ? {} : { normEpsilon }),
     rope: (dim) => ropeOf(config, dim),
+    checkRotatedWhole: (dim) => checkRotatedWhole(config, dim),
   };
 }
 
@@ -68,10 +71,29 @@ function ropeOf(config: JsonObject, headDim: number): Rope {
   const nested = isObject(config.rope_parameters) ? config.rope_parameters : undefined;
   const base = optional(nested ?? config, 'rope_theta', (value) => value > 0);
   if (base === undefined) throw expected('ERR_ARGUMENT', 'rope_theta', 'a number, or the base as an option', base);
-  const part = optional(nested ?? config, 'partial_rotary_factor', () => true);
-  if (part !== undefined && part !== 1) throw expected('ERR_UNSUPPORTED', 'partial_rotary_factor', '1', part);
+  checkRotatedWhole(config, headDim);
   const frequencies = ropeFrequencies(headDim, base);
   return { frequencies: scaled(frequencies, nested ?? config.rope_scaling), pairing: 'half' };
+}
+
+/** Fields by which configurations say how much of a head is rotated, and what they say where it is all of it. */
+const rotatedParts = (headDim: number) =>
+  [
+    ['partial_rotary_factor', 1],
+    ['rotary_pct', 1],
+    ['rotary_dim', headDim],
+  ] as const;
+
+/** How the elements of a part pair up no such field tells, and it is not as those of whole heads: docs/converting.md. */
+function checkRotatedWhole(config: JsonObject, headDim: number): void {
+  const nested = isObject(config.rope_parameters) ? config.rope_parameters : {};
+  for (const [name, whole] of rotatedParts(headDim)) {
+    for (const fields of [config, nested]) {
+      const part = optional(fields, name, () => true);
+      if (part !== undefined && part !== whole)
+        throw expected('ERR_UNSUPPORTED', name, `${whole}, heads that are rotated whole,`, part);
+    }
+  }
 }
 
 /** Frequencies as a model's longer context has them (transformers, modeling_rope_utils.py). */

@@ -211,6 +211,7 @@ function ropeOf({ given, numbers, config }: Sources, headDim: number): Rope | un
   if (given.rope === false) return undefined;
   if (given.rope !== undefined) {
     const { base, pairing = 'half' } = given.rope;
+    config?.checkRotatedWhole(headDim);
     return { frequencies: ropeFrequencies(headDim, base), pairing };
   }
   if (numbers !== undefined) return numbers.rope;

@@ -163,6 +163,7 @@ function checkTensor(result: Any): void {
 }
 const checkBoth = (result: Any) => [result.output, result.lse].forEach(checkTensor);
 const checkEach = (result: Any) => result.forEach(checkTensor);
+const checkEachBoth = (result: Any) => result.forEach(checkBoth);
 
 /** Arguments that are right, and what to put in the place of each; the call; what must hold of a result. */
 type Target = readonly [
@@ -214,6 +215,8 @@ const targets: Record<string, Target> = {
   mergeAttentionSync: [...merge, loose.mergeAttentionSync, checkBoth],
   attendBatch: [...batch, loose.attendBatch, checkEach],
   attendBatchSync: [...batch, loose.attendBatchSync, checkEach],
+  attendBatchWithLse: [...batch, loose.attendBatchWithLse, checkEachBoth],
+  attendBatchWithLseSync: [...batch, loose.attendBatchWithLseSync, checkEachBoth],
   attend: [...attend, method('attend'), checkTensor],
   attendSync: [...attend, method('attendSync'), checkTensor],
   attendWithLse: [...attend, method('attendWithLse'), checkBoth],

@@ -173,6 +173,10 @@ async function main(): Promise<void> {
     'pages of 1 MiB, again': await givenBack({ heads: 8, headDim: 128 }, dispose),
     'pages of 4 MiB': await givenBack({ heads: 32, headDim: 128 }, dispose),
     'pages of an odd size': await givenBack({ heads: 3, headDim: 75, type: 'float16' }, dispose),
+    'pages of an odd size, truncated, then disposed': await givenBack({ heads: 3, headDim: 75, type: 'float16' }, [
+      ({ cache }) => cache?.truncate(cache.length / 2),
+      ({ cache }) => cache?.dispose(),
+    ]),
     dropped: await givenBack({ heads: 8, headDim: 128 }, [(held) => delete held.cache]),
     'shared with a fork': await givenBack({ heads: 8, headDim: 128 }, [
       (held) => {

@@ -1,7 +1,8 @@
 /** The command `convert` as the command line has it. */
 import { Command, InvalidArgumentError, Option } from 'commander';
 
-import { type GaugeOption, info } from '../../index';
+import { dataTypes } from '../../check';
+import { type DataType, type GaugeOption, info } from '../../index';
 import type { ModelOptions } from '../../model/read';
 import { count, Usage } from '../arguments';
 import { interruptible } from '../interruptible';
@@ -20,6 +21,7 @@ interface ConvertOptions {
   readonly gauge: GaugeOption;
   readonly ropeMode?: 'exact' | 'intertwined';
   readonly iterations: number;
+  readonly type?: DataType;
   readonly heads?: number;
   readonly kvHeads?: number;
   readonly ropeBase?: number;
@@ -67,6 +69,9 @@ export function convertCommand(print: (what: unknown) => void): Command {
     .option('--no-rope', 'keys are not rotated')
     .option('--norm-epsilon <number>', 'of QK-norm', positive)
     .option('--stack <text>', 'what stands before layers. in the names, if there are several stacks')
+    .addOption(
+      new Option('--type <type>', 'element type of the new tensors (that of the model’s keys)').choices(dataTypes),
+    )
     .option('--threads <count>', 'most threads a call may use', count, info().threads)
     .option('--json', 'print one JSON document with every value')
     .option('--html [file]', 'write a page with charts (convert.html)')
@@ -79,7 +84,7 @@ export function convertCommand(print: (what: unknown) => void): Command {
 }
 
 function requestOf(source: string, options: ConvertOptions): ConvertRequest {
-  const { output, force = false, calibration, gauge, ropeMode, iterations, threads } = options;
+  const { output, force = false, calibration, gauge, ropeMode, iterations, type, threads } = options;
   return {
     source,
     output,
@@ -90,6 +95,7 @@ function requestOf(source: string, options: ConvertOptions): ConvertRequest {
       gauge: gauge === 'rope-pair' ? { key: gauge, value: 'auto' } : gauge,
       iterations,
       ...(ropeMode === undefined ? {} : { ropeMode }),
+      ...(type === undefined ? {} : { type }),
     },
     ...(calibration === undefined ? {} : { calibration }),
     model: modelOptions(options),

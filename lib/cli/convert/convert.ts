@@ -2,12 +2,13 @@
 import { access, constants, stat } from 'node:fs/promises';
 import os from 'node:os';
 import path from 'node:path';
-
+import { readable } from '../../files/safetensors-format';
 import { fitLayers } from '../../fit/fit';
 import { checkFit, readFitOptions } from '../../fit/options';
 import type { LayerSource } from '../../fit/source';
-import type { FitOptions, LrkvReport } from '../../index';
-import { type ModelOptions, withModel } from '../../model/read';
+import type { DataType, FitOptions, LrkvReport } from '../../index';
+import { partOf } from '../../model/names';
+import { type Model, type ModelOptions, withModel } from '../../model/read';
 import { checkTarget, writeOver } from '../../model/write';
 import { runStepsAsync } from '../../steps';
 import { Usage } from '../arguments';
@@ -27,7 +28,7 @@ export interface ConvertRequest {
   /** Replace an output that is there. */
   readonly force: boolean;
   readonly rule: RankRule;
-  readonly fit: Pick<FitOptions, 'gauge' | 'ropeMode' | 'iterations'>;
+  readonly fit: Pick<FitOptions, 'gauge' | 'ropeMode' | 'iterations' | 'type'>;
   /** File of hidden states. */
   readonly calibration?: string;
   readonly model: ModelOptions;
@@ -57,7 +58,8 @@ export async function runConvert(
         progress,
         named.map(({ index }) => index),
       );
-      const request = checkFit(layers, readFitOptions({ ...rule, ...fit, threads, signal, onProgress }));
+      const type = fit.type ?? typeOf(model);
+      const request = checkFit(layers, readFitOptions({ ...rule, ...fit, type, threads, signal, onProgress }));
       const result = await runStepsAsync(runConvert, fitLayers(layers, request));
       progress.show('writing');
       await writeOver(output, checkpoint, named, result.layers, signal);
@@ -82,6 +84,13 @@ export async function runConvert(
 function factsOf(source: string, layers: readonly LayerSource[]): ConvertReport['model'] {
   const { modelDim, heads, kvHeads } = (layers[0] as LayerSource).shape;
   return { source, modelDim, heads, kvHeads, rotated: layers.some(({ rope }) => rope !== null) };
+}
+
+/** The element type that the projections of keys have; float32 where layers differ. */
+function typeOf({ checkpoint, layers }: Model): DataType {
+  const dtypes = new Set(layers.map((layer) => checkpoint.entry(partOf(layer, 'key').name).dtype));
+  const [dtype] = dtypes;
+  return (dtypes.size === 1 ? readable.get(dtype as string) : undefined) ?? 'float32';
 }
 
 /** Before hours of work, not after them. */

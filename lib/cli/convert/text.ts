@@ -18,10 +18,12 @@ export function layerCells(layer: LayerResult): string[] {
   return [String(layer.index), ...side('key'), ...side('value'), percentText(layer.cacheRatio)];
 }
 
-export const errorNote = [
-  'Errors: ‖W − Ŵ‖ / ‖W‖ in the norm of the fit, of logits for keys and of outputs for values; predicted by the spectra,',
-  'damping included; measured on the calibration rows, if there are any, through float32 weights.',
-] as const;
+export function errorNote({ weightType }: ConvertReport): readonly string[] {
+  return [
+    'Errors: ‖W − Ŵ‖ / ‖W‖ in the norm of the fit, of logits for keys and of outputs for values; predicted by the spectra,',
+    `damping included; measured on the calibration rows, if there are any, through the ${weightType} weights that are written.`,
+  ];
+}
 
 export function convertText(report: ConvertReport): string {
   const { rule, tokens, layers, factoredRatio, output, notes } = report;
@@ -29,7 +31,7 @@ export function convertText(report: ConvertReport): string {
   const right = columns.filter((name) => !/layer|gauge/.test(name));
   return [
     `${modelText(report)}\n${rule}; ${calibration}`,
-    `${table(columns, layers.map(layerCells), right)}\n${errorNote.join('\n')}\n` +
+    `${table(columns, layers.map(layerCells), right)}\n${errorNote(report).join('\n')}\n` +
       `Cache: of a KvCache, as stored. Bases and latents alone: ${percentText(factoredRatio)} of whole keys and values.`,
     [...notes, `Written: ${output}`].join('\n'),
   ].join('\n\n');

@@ -48,7 +48,7 @@ export async function convertPage(report: ConvertReport): Promise<string> {
       ),
       wholeSection(
         'Layers',
-        `${errorNote.join(' ')} Cache: of a KvCache, as stored.`,
+        `${errorNote(report).join(' ')} Cache: of a KvCache, as stored.`,
         table(
           'layers',
           columns,

@@ -49,7 +49,7 @@ interface Rounding {
   /**
    * How a number rounds that is kept. Left out, nothing is kept, and keys are made in the words of the definition. What is
    * kept is what a cache keeps, since each of its roundings moves the result in a way of its own: bases and latents as
-   * they come, without gauge and Bᵀ, and rotated where the mode rotates them; in the mode 'exact' the whole key.
+   * they come, without gauge and Bᵀ, and rotated where the mode rotates them; in the mode 'exact' the whole key with its gain.
    */
   readonly store?: (value: number) => number;
 }
@@ -256,7 +256,7 @@ function materialize(
       case 'exact':
       case 'intertwined': {
         const whole = math.scaled(math.scaled(math.sum(part, residual), scale), before);
-        return math.scaled(math.stored(turned(whole, at)), after);
+        return math.stored(math.scaled(turned(whole, at), after));
       }
       case 'latent': {
         const first = sharedOf((row) => turned(math.scaled(row, before), at));

@@ -1,5 +1,8 @@
-import { additiveMask } from './data';
+import { additiveMask, boolMask } from './data';
 import { type LrkvCase, type LrkvFeatures, lrkvCase, lrkvTable } from './lrkv-run';
+import type { LrkvMeaning } from './reference-lrkv';
+
+// What a call gives by the head or by the key, where it is computed in parts.
 
 describe('more heads than are materialised at a time', () => {
   // Keys and values of one head are all that a thread takes at a time, so heads come one after the other, each with its
@@ -18,6 +21,32 @@ describe('more heads than are materialised at a time', () => {
       features,
       options,
     );
+  }
+  lrkvTable(cases);
+});
+
+describe('keys in several splits, few queries', () => {
+  const shape = { batch: 2, heads: 4, kvHeads: 2, keys: 1025, headDim: 8, valueDim: 12, keyRank: 4, valueRank: [3, 0] };
+  const cases: Record<string, LrkvCase> = {};
+  for (const queries of [1, 5]) {
+    const options: Record<string, LrkvMeaning> = {
+      // About as heavy as all keys together.
+      sinks: { sinks: Float32Array.of(7, 6, 8, -Infinity) },
+      causal: { causal: true, queryOffset: 700 },
+      'a window within a split': { window: [30, 2], queryOffset: 600 },
+      'a window over several': { window: [500, 0] },
+      softcap: { softcap: 2 },
+      'a bool mask': { mask: boolMask([2, 4, queries, 1025], 1) },
+      'an additive mask': { mask: additiveMask([2, 4, queries, 1025], 2) },
+      'nothing visible': { mask: boolMask([queries, 1025], 3, 0) },
+      lengths: { keyLengths: [1025, 400], queryLengths: [queries, 1] },
+    };
+    for (const [name, value] of Object.entries(options)) {
+      for (const mode of [undefined, 'exact', 'none'] as const) {
+        const features: LrkvFeatures = mode ? { mode } : { norm: 'plain' };
+        cases[`${name}, ${queries} queries, ${mode ?? 'no rope'}`] = lrkvCase({ ...shape, queries }, features, value);
+      }
+    }
   }
   lrkvTable(cases);
 });

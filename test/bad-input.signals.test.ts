@@ -8,6 +8,8 @@ import {
   attentionWithLse,
   type CallOptions,
   KvCache,
+  LrkvCache,
+  lrkvAttention,
   matmul,
   nystromAttention,
   randomNormal,
@@ -119,6 +121,16 @@ describe('aborted during the call', () => {
     made.append(k, v);
     return made;
   });
+  const lrkv = once(() => {
+    const [base, up] = [randomNormal([1, 30_000, 64], { seed: 4 }), randomNormal([64, 64], { seed: 5 })];
+    const rows = { keyBase: base, keyLatent: base, valueBase: base, valueLatent: base };
+    const made = new LrkvCache({ heads: 1, headDim: 64, keyUp: up, valueUp: up });
+    made.append(rows);
+    // One query of many heads a cache, a thousand times, for the form in two parts.
+    const item = { cache: made, query: randomNormal([1, 64, 1, 64], { seed: 6 }) };
+    const q = randomNormal([1, 8, 30_000, 64], { seed: 7 });
+    return { q, lrkv: { ...rows, keyUp: up, valueUp: up }, steps: new Array<typeof item>(1000).fill(item) };
+  });
   const small = normalInputs({ heads: 2, queries: 20, keys: 30, headDim: 16 }, 7);
   const wanted = attentionSync(small.q, small.k, small.v);
 
@@ -134,8 +146,10 @@ describe('aborted during the call', () => {
     'KvCache.attend': (options) => cache().attend(inputs().q, options),
     'KvCache.attendWithLse': (options) => cache().attendWithLse(inputs().q, options),
     attendBatch: (options) => attendBatch([{ cache: cache(), query: inputs().q }], options),
+    'lrkvAttention, materialised': (options) => lrkvAttention(lrkv().q, lrkv().lrkv, { kvHeads: 1, ...options }),
+    'attendBatch of LrkvCache': (options) => attendBatch(lrkv().steps, options),
   };
-  beforeAll(() => [inputs(), matrices(), landmarked(), cache()]);
+  beforeAll(() => [inputs(), matrices(), landmarked(), cache(), lrkv()]);
 
   test.each(Object.entries(long).flatMap(([name, call]) => [1, 2].map((threads) => ({ name, call, threads }))))(
     '$name on $threads threads stops, and the next call is right',

@@ -136,7 +136,7 @@ describe('layers of known structure', () => {
   beforeAll(() => {
     const of = (rope: boolean) => sharedParts.map((shared) => compareGauges({ shared, rope, seed: 100 }));
     errors = { plain: of(false), rotated: of(true) };
-  }, 60_000);
+  });
 
   test('without rotary embedding a free gauge wins however little is common, and gauge 1 hardly ever', () => {
     for (const { none, identity, fitted: free } of errors.plain) {

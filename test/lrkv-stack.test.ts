@@ -4,7 +4,7 @@ import { Decoder } from '../examples/lrkv-conversion/decoder';
 import { best, type Conversion, Stack, type StackError, softmax, type Way } from '../examples/lrkv-conversion/stack';
 import { sharedParts } from '../examples/lrkv-conversion/structured-table';
 import { TokenSource, vocabulary } from '../examples/lrkv-conversion/tokens';
-import { approximationError, tensor } from '../lib';
+import { approximationError, info, tensor } from '../lib';
 
 const ways = ['none', 'mean', 'fitted', 'intertwined'] as const satisfies readonly Way[];
 
@@ -16,6 +16,9 @@ interface Judged {
 }
 
 let judged: Judged[];
+
+// Against hanging only; a sanitizer makes everything ten times slower.
+const hang = info().build.sanitizers === '' ? 240_000 : 3_600_000;
 
 async function judge(shared: number): Promise<Judged> {
   const stack = await Stack.of(shared, { layers: 3, sequences: 4, length: 128, iterations: 40 });
@@ -33,7 +36,7 @@ async function judge(shared: number): Promise<Judged> {
 beforeAll(async () => {
   judged = [];
   for (const shared of sharedParts) judged.push(await judge(shared));
-}, 240_000);
+}, hang);
 
 /** Errors of two conversions, the better first, with so much between them in each measure. */
 function expectBetter(better: StackError, worse: StackError, factor: number): void {

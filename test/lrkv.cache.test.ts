@@ -86,8 +86,11 @@ describe.each(settings)('%s', (_name, model) => {
     return expectLrkv(q, given, { ...options, causal: true });
   });
 
+  // Every split on one kernel row, those around pages and blocks of latents on all of them.
+  const around = (split: number) => split % 32 === 0 || split % 32 === 31;
   test.each(lrkvRows)('prefill, then decode, split anywhere, equals one pass (%s)', (isa) => {
-    for (let split = 0; split <= 300; split += split % 32 === 0 || split % 32 === 31 ? 1 : 10) {
+    for (let split = 0; split <= 300; split++) {
+      if (!around(split) && split % lrkvRows.length !== lrkvRows.indexOf(isa)) continue;
       using cache = emptyCache(inputs());
       for (const [start, end] of [
         [0, split],

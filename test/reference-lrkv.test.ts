@@ -151,7 +151,7 @@ test('16-bit storage costs what it rounds away, and only where it does', () => {
       ...inputs,
       given: { ...inputs.given, ...(mode && { rope: { frequencies: [1, 0.1, 0.01, 0.001] } }) },
     };
-    const { lse } = expectLrkv(q, given, options);
+    const { lse } = expectLrkv(q, given, options, 'bfloat16');
     return difference(lse.naive as Float32Array, lse.values);
   };
   expect(errors(undefined)).toBeLessThan(1e-6);

@@ -43,10 +43,15 @@ export interface LrkvMeaning extends AttentionMeaning {
   readonly kvHeads?: number;
 }
 
-/** How one step of arithmetic rounds, and how a number rounds that is kept for later. */
+/** How one step of arithmetic rounds, and what becomes of rows that are kept for later. */
 interface Rounding {
   readonly step: (value: number) => number;
-  readonly store: (value: number) => number;
+  /**
+   * How a number rounds that is kept. Left out, nothing is kept, and keys are made in the words of the definition. What is
+   * kept is what a cache keeps, since each of its roundings moves the result in a way of its own: bases and latents as
+   * they come, without gauge and Bᵀ, and rotated where the mode rotates them; in the mode 'exact' the whole key with its gain.
+   */
+  readonly store?: (value: number) => number;
 }
 
 /** A row of numbers with the sums of the absolute values of the terms of each. */
@@ -96,7 +101,8 @@ class Arithmetic {
   }
 
   stored({ values, sizes }: Row): Row {
-    return { values: values.map(this.rounding.store), sizes };
+    const { store } = this.rounding;
+    return { values: store ? values.map(store) : values, sizes };
   }
 
   /** Pair i of the row turned by the angle position · frequencies[i]. */
@@ -204,16 +210,27 @@ function materialize(
   const isAfter = keyNorm?.gainOrder === 'after-rotation';
   const [before, after] = isAfter ? [undefined, gain] : [gain, undefined];
 
+  const ups = toFloat64(keyUp);
+  /** Of pair `i` of a head's latents, whose factors intertwine: that of the pairs they are coupled to, 0 of none. */
+  const coupledFrequency = (first: number, i: number) => {
+    const row = first + (pairing === 'half' ? i : 2 * i);
+    const column = ups.subarray(row * headDim, (row + 1) * headDim).findIndex((value) => value !== 0);
+    return column < 0 ? 0 : frequencies[pairing === 'half' ? column % (headDim / 2) : column >> 1];
+  };
+
   const sides = Array.from({ length: shared }, (_, head) => {
     const key = factorsOf(math, head, shared, keyUp, given.keyGauge, keyBase.dims[2], given.keyRanks);
     const value = factorsOf(math, head, shared, valueUp, given.valueGauge, valueBase.dims[2], given.valueRanks);
-    const latents = Array.from(given.latentFrequencies ?? []).slice(...key.columns.map((column) => column / 2));
+    const [start, end] = key.columns.map((column) => column / 2);
+    const latents =
+      mode === 'intertwined'
+        ? Array.from({ length: end - start }, (_, i) => coupledFrequency(key.columns[0], i))
+        : Array.from(given.latentFrequencies ?? []).slice(start, end);
     return { key, value, turnedLatent: (row: Row, at: number) => math.rotated(row, position(at), latents, pairing) };
   });
   const widest = sides.reduce((most, { key }) => Math.max(most, key.columns[1] - key.columns[0]), 0);
   const padded = (row: Row) => join(row, plainRow(new Array<number>(widest - row.values.length).fill(0)));
 
-  const ups = toFloat64(keyUp);
   const queryRow = (row: Row, at: number, { key, turnedLatent }: (typeof sides)[number]): Row => {
     const base = turned(row, at);
     if (mode === 'none') return join(base, row);
@@ -227,25 +244,30 @@ function materialize(
     const [part, residual] = [key.shared(base), key.residual(latent)];
     const factor = keyNorm && math.normalizer(math.sum(part, residual), keyNorm.epsilon ?? 1e-6);
     const scale = factor === undefined ? undefined : () => factor;
-    const [stored, kept] = [math.stored(part), math.stored(latent)];
-    switch (mode) {
-      case 'off':
-        return math.scaled(math.scaled(math.sum(stored, key.residual(kept)), scale), gain);
+    const sharedOf = (row: (base: Row) => Row) => (rounding.store ? key.shared(math.stored(row(base))) : row(part));
+    switch (mode === 'intertwined' && rounding.store ? 'paper' : mode) {
+      case 'off': {
+        const whole = math.sum(
+          sharedOf((row) => row),
+          key.residual(math.stored(latent)),
+        );
+        return math.scaled(math.scaled(whole, scale), gain);
+      }
       case 'exact':
       case 'intertwined': {
         const whole = math.scaled(math.scaled(math.sum(part, residual), scale), before);
-        return math.scaled(math.stored(turned(whole, at)), after);
+        return math.stored(math.scaled(turned(whole, at), after));
       }
       case 'latent': {
-        const first = math.stored(turned(math.scaled(part, before), at));
+        const first = sharedOf((row) => turned(math.scaled(row, before), at));
         return math.scaled(join(first, padded(math.stored(turnedLatent(latent, at)))), scale);
       }
       case 'none': {
-        const first = math.stored(turned(math.scaled(part, before), at));
-        return math.scaled(join(first, math.scaled(key.residual(kept), before)), scale);
+        const first = sharedOf((row) => turned(math.scaled(row, before), at));
+        return math.scaled(join(first, math.scaled(key.residual(math.stored(latent)), before)), scale);
       }
       case 'paper': {
-        const first = math.stored(turned(part, at));
+        const first = sharedOf((row) => turned(row, at));
         const second = key.residual(math.stored(turnedLatent(latent, at)));
         return math.scaled(math.scaled(math.sum(first, second), scale), after);
       }
@@ -307,11 +329,9 @@ function gather(
   return result;
 }
 
-const identity = (value: number) => value;
-
 /** LRKV in float64, from the definition. */
 export function referenceLrkv(q: Tensor, given: LrkvGiven, options: LrkvMeaning = {}) {
-  const { q: queries, k, v } = materialize(q, given, options, { step: identity, store: identity });
+  const { q: queries, k, v } = materialize(q, given, options, { step: (value) => value });
   const scale = options.scale ?? 1 / Math.sqrt(given.keyUp.dims[1]);
   return attentionOver(queries, k, v, { ...options, scale });
 }
@@ -328,13 +348,13 @@ export function naiveLrkv(q: Tensor, given: LrkvGiven, options: LrkvMeaning = {}
 /**
  * What LRKV must give, with its error budget.
  *
- * @param stored element type in which rows are kept; default that of the rows
+ * @param stored element type in which rows are kept: that of a cache, or by default that of a call without one
  */
 export function expectLrkv(
   q: Tensor,
   given: LrkvGiven,
   options: LrkvMeaning = {},
-  stored: DataType = given.keyBase.type,
+  stored: DataType = 'float32',
 ): { readonly output: Expected; readonly lse: Expected } {
   const exact = referenceLrkv(q, given, options);
   const naive = naiveLrkv(q, given, options, stored);

@@ -1,6 +1,20 @@
 /** Calls by the ten thousand and caches by the thousand: what they leave behind. Needs --expose-gc. */
-import { attendBatch, attention, attentionSync, info, KvCache, LrkvCache, matmul, type Tensor, zeros } from '../../lib';
+import {
+  attendBatch,
+  attention,
+  attentionSync,
+  fitLrkv,
+  info,
+  KvCache,
+  LrkvCache,
+  lrkvLayer,
+  matmul,
+  type Tensor,
+  zeros,
+} from '../../lib';
+import { normal } from '../data';
 import { entries } from '../entries';
+import { layerWeights, lrkvWeights } from '../layer-data';
 import { collect, type Growth, growthOver, settled } from './growth';
 import { journal } from './journal';
 
@@ -103,6 +117,50 @@ const caches: Rounds = {
     },
   },
 };
+
+// Pages of 384 KiB a sequence of 400 positions.
+const lrkv = lrkvWeights({ modelDim: 64, heads: 8, headDim: 32, keyRank: 8, valueRank: 8 });
+const prompt = normal([1, 400, 64], 1);
+const token = normal([1, 1, 64], 2);
+const trained = layerWeights({ modelDim: 64, heads: 4, headDim: 16 });
+const calibration = normal([300, 64], 3);
+
+/** What a call that was aborted in its midst, or before, is rejected with; a machine may also have been faster. */
+async function aborted(call: (signal: AbortSignal) => Promise<unknown>): Promise<void> {
+  const controller = new AbortController();
+  const settling = Promise.allSettled([call(controller.signal)]);
+  setImmediate(() => controller.abort());
+  await settling;
+}
+
+const layers: Rounds = {
+  'layers whose caches are disposed': {
+    count: 500,
+    round: async () => {
+      const layer = lrkvLayer(lrkv);
+      using cache = layer.createCache();
+      await layer.forward(prompt, { caches: [cache] });
+      await layer.step(token, [cache]);
+    },
+  },
+  'layers whose calls are aborted, their caches dropped': {
+    count: 500,
+    round: async () => {
+      const layer = lrkvLayer(lrkv);
+      const caches = [layer.createCache()];
+      await Promise.all([
+        layer.forward(prompt, { caches }),
+        aborted((signal) => layer.forward(prompt, { caches, signal })),
+      ]);
+    },
+  },
+  fitLrkv: { count: 200, round: () => fitLrkv(trained, { budget: 0.75, calibration, iterations: 2 }) },
+  'fitLrkv, aborted': {
+    count: 200,
+    round: () => aborted((signal) => fitLrkv(trained, { budget: 0.75, calibration, iterations: 2, signal })),
+  },
+};
+
 /** What became of a cache of 256 MiB, in bytes. */
 export interface Filled {
   readonly byteLength: number;
@@ -159,7 +217,7 @@ async function givenBackBy<Cache extends KvCache | LrkvCache>(
 
 async function main(): Promise<void> {
   const growth: Record<string, Growth> = {};
-  for (const [name, { count, round }] of Object.entries({ ...small, ...large, ...caches })) {
+  for (const [name, { count, round }] of Object.entries({ ...small, ...large, ...caches, ...layers })) {
     journal(name);
     growth[name] = await growthOver(Math.ceil(count / 10 / share), count / share, round);
   }

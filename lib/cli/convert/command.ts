@@ -1,6 +1,7 @@
 /** The command `convert` as the command line has it. */
 import { Command, InvalidArgumentError, Option } from 'commander';
 
+import { defaultIterations } from '../../fit/options';
 import { type GaugeOption, info } from '../../index';
 import type { ModelOptions } from '../../model/read';
 import { count, Usage } from '../arguments';
@@ -59,7 +60,7 @@ export function convertCommand(print: (what: unknown) => void): Command {
         .default('auto'),
     )
     .addOption(new Option('--rope-mode <mode>', 'residuals of rotated keys').choices(['exact', 'intertwined']))
-    .option('--iterations <count>', 'most of a fit', count, 40)
+    .option('--iterations <count>', 'most of a fit', count, defaultIterations)
     .option('--heads <count>', 'query heads', count)
     .option('--kv-heads <count>', 'key/value heads', count)
     .option('--rope-base <number>', 'base of the rotary embedding', positive)

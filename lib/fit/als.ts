@@ -29,7 +29,7 @@ import {
   times,
 } from './algebra';
 import { diagonalBlocks, type Objective, pairOf } from './moments';
-import { Momentum } from './momentum';
+import { Momentum, type Point } from './momentum';
 import { startOf } from './start';
 
 /** What lies between the shared base and a head: any matrix, a complex number a rotary pair, nothing; or no base. */
@@ -109,27 +109,9 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     const next = yield* baseUnder(under, kept, run);
     const cross = yield* inner(gram, next, run);
     plain = yield* withGauges(objective, plan, { base: next, cross }, { ...under, kept }, run);
-    const own = { ...under, gauges: plain.gauges && gauges };
-    point = pointOf(momentum.next(partsOf(own), partsOf(plain)));
+    point = momentum.next(under, plain);
   }
 }
-
-/** What an iteration begins with, all of it linear in the base and the gauges. */
-interface Point {
-  /** c `[heads·width, width]` of the base. */
-  readonly base: Matrices;
-  /** Y_hᵀ·S head after head, as many. */
-  readonly cross: Matrices;
-  /** G_h `[heads, width, width]` of 'rope-pair', the only ones that the base alone does not determine. */
-  readonly gauges: Matrices | null;
-}
-
-const partsOf = ({ base, cross, gauges }: Point): Matrices[] => [base, cross, ...(gauges === null ? [] : [gauges])];
-const pointOf = ([base, cross, gauges = null]: (Matrices | null)[]): Point => ({
-  base: base as Matrices,
-  cross: cross as Matrices,
-  gauges,
-});
 
 /** A point, and what is left of the heads there. */
 interface Under {

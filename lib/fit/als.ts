@@ -41,8 +41,9 @@ export interface FitPlan {
   readonly rope: CheckedRope | null;
   /** Residuals are made of whole rotary pairs of their head, so that they rotate as it does ('intertwined'). */
   readonly pairs: boolean;
+  /** Most iterations; one that led to nothing better and is done again from another point counts once. */
   readonly iterations: number;
-  /** Called after every iteration with Σ_h ‖Y_h − S·G_h − R_h‖². */
+  /** Called after every iteration that counts with Σ_h ‖Y_h − S·G_h − R_h‖². */
   readonly onIteration?: (iteration: number, error: number) => void;
 }
 
@@ -57,13 +58,13 @@ export interface Factors {
   readonly directions: Matrices;
   /** `[heads, width]`: energy of Y_h − S·G_h along each direction. */
   readonly spectra: Float64Array;
-  /** Σ_h ‖Y_h − S·G_h − R_h‖² after each iteration. */
+  /** Σ_h ‖Y_h − S·G_h − R_h‖² after each iteration that counts. */
   readonly history: readonly number[];
 }
 
-/** The last of so many iterations that together better the error by a smaller share is the last of all; */
+/** Where so many iterations together better the error by a smaller share, the last of them is the last of all; */
 const [lately, slow] = [10, 3e-4];
-/** so is one that gains next to nothing by itself, as where there is nothing to alternate. */
+/** so is one of the alternation itself that gains next to nothing, as where there is nothing to alternate. */
 const leastGain = 1e-12;
 /** Errors that are so small a share of the energy end nothing: rounding hides what an iteration gains. */
 const hidden = 1e-14;
@@ -76,11 +77,13 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
   if (gauge === 'none') {
     const { directions, spectra } = yield* directionsOf(blocks, plan, run);
     const error = tailOf(spectra, ranks);
-    plan.onIteration?.(1, error);
+    attempt('onProgress', () => plan.onIteration?.(1, error));
     return { gauge, base: null, gauges: null, directions, spectra, history: [error] };
   }
   const noise = hidden * energies.reduce((sum, each) => sum + each, 0);
   const history: number[] = [];
+  const gains = (since: number | undefined, error: number, share: number): boolean =>
+    since === undefined || since - error > share * error || error <= noise;
   const momentum = new Momentum();
   const start = yield* startOf(objective, plan, run);
   let point = yield* withGauges(objective, plan, { base: start, cross: yield* inner(gram, start, run) }, null, run);
@@ -90,9 +93,7 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     const under = yield* residualsUnder(objective, blocks, plan, point, run);
     const { directions, spectra } = yield* directionsOf(under.residuals, plan, run);
     const error = tailOf(spectra, ranks);
-    const gains = (since: number | undefined, share: number): boolean =>
-      since === undefined || since - error > share * error || error <= noise;
-    const gained = gains(history.at(-1), leastGain);
+    const gained = gains(history.at(-1), error, leastGain);
     if (plain !== null && !gained) {
       [point, plain] = [plain, null];
       momentum.restart();
@@ -101,9 +102,8 @@ export function* alternate(objective: Objective, ranks: readonly number[], plan:
     history.push(error);
     const iteration = history.length;
     attempt('onProgress', () => plan.onIteration?.(iteration, error));
-    const { base, gauges } = under;
-    if (!gained || !gains(history.at(-1 - lately), slow) || iteration >= plan.iterations)
-      return { gauge, base, gauges, directions, spectra, history };
+    if (!gained || !gains(history.at(-1 - lately), error, slow) || iteration >= plan.iterations)
+      return { gauge, base: under.base, gauges: under.gauges, directions, spectra, history };
 
     const kept = keep(directions, ranks);
     const next = yield* baseUnder(under, kept, run);

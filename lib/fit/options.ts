@@ -53,8 +53,8 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
    */
   readonly ropeMode?: 'exact' | 'intertwined';
   /**
-   * Most iterations of a fit; it ends before where ten of them better the squared error by less than 3 in 10,000. A whole
-   * number from 1 to 10000. Default 100.
+   * Most iterations of a fit; it ends before where ten of them together better the squared error by less than 3 in 10,000. An
+   * iteration that tried to go too far at once and had to be done again counts once. A whole number from 1 to 10000. Default 100.
    */
   readonly iterations?: number;
   /** Added to the diagonal of E[x·xᵀ], in its mean. Finite, ≥ 0. Default 0.01. */

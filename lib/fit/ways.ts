@@ -14,12 +14,11 @@ export interface Kept {
   readonly ranks: readonly number[];
 }
 
-/** Both ways, as far as they were tried. */
+/** What is to be kept, and the errors of both ways, Σ_h ‖Y_h − S·G_h − R_h‖², as far as they were tried. */
 export interface Ways {
-  readonly based: Kept | undefined;
-  readonly baseless: Kept | undefined;
-  /** The one to be kept. */
   readonly kept: Kept;
+  readonly baseError: number | undefined;
+  readonly noBaseError: number | undefined;
 }
 
 /** Neither base nor ranks would be no keys or values at all, which no cache holds. */
@@ -27,11 +26,16 @@ const isSomething = ({ factors, ranks }: Kept): boolean => factors.base !== null
 
 const errorOf = ({ factors, ranks }: Kept): number => tailOf(factors.spectra, ranks);
 
+const waysOf = (kept: Kept, based: Kept | undefined, baseless: Kept): Ways => ({
+  kept,
+  baseError: based && errorOf(based),
+  noBaseError: errorOf(baseless),
+});
+
 /** Of two ways within the same memory the one that errs less; without a base decoding does less. */
 export function lesserError(based: Kept | undefined, baseless: Kept): Ways {
   const better = based === undefined || (isSomething(baseless) && errorOf(baseless) <= errorOf(based));
-  const kept = better ? baseless : based;
-  return { based, baseless, kept };
+  return waysOf(better ? baseless : based, based, baseless);
 }
 
 /** Heads without a base: the spectra of all ranks at once. */
@@ -41,7 +45,7 @@ export function* baselessFactors(objective: Objective, plan: FitPlan, run: Run):
 }
 
 /** Ranks without a base, within so many components. */
-export function spread({ heads }: Objective, factors: Factors, components: number): Kept {
+function spread({ heads }: Objective, factors: Factors, components: number): Kept {
   const way: Way = { fixed: 0, least: 0, spectra: factors.spectra, heads };
   const [choice] = allocateRanks([[way]], components, storedStep);
   return { factors, ranks: (choice as Choice).ranks };
@@ -78,7 +82,7 @@ export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, 
   // Both keep enough.
   const [memory, without] = [memoryOf(based, width), memoryOf(baseless, width)];
   if (memory === without) return lesserError(based, baseless);
-  return { based, baseless, kept: memory < without ? based : baseless };
+  return waysOf(memory < without ? based : baseless, based, baseless);
 }
 
 const memoryOf = ({ factors, ranks }: Kept, width: number): number =>
@@ -93,15 +97,14 @@ export function* finishSide(
 ): Steps<FinishedSide> {
   const { factors, ranks } = ways.kept;
   const energy = total(objective.energies);
-  const errorIn = (way: Kept | undefined): number | undefined =>
-    way === undefined ? undefined : relative(errorOf(way), energy);
+  const errorIn = (error: number | undefined): number | undefined => error && relative(error, energy);
   return {
     fitted: yield* finish(objective, projection, factors, ranks, plan, run),
     gauge: factors.gauge,
     ranks,
     // Without a base there is nothing to iterate, and the factors serve all ranks.
     history: (factors.base === null ? [errorOf(ways.kept)] : factors.history).map((error) => relative(error, energy)),
-    baseError: errorIn(ways.based),
-    noBaseError: errorIn(ways.baseless),
+    baseError: errorIn(ways.baseError),
+    noBaseError: errorIn(ways.noBaseError),
   };
 }

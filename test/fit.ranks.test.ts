@@ -120,7 +120,14 @@ describe('a budget', () => {
   });
 
   test.each(['free', 'identity', 'none'] as const)('is spent better where heads differ: %s', (gauge) => {
-    const { weights, hidden: calibration } = layerOf({ ...shapes[0], width: 32, heads: 4, seed: 800 });
+    const { weights, hidden: calibration } = layerOf({
+      modelDim: 96,
+      heads: 4,
+      width: 32,
+      shared: 0.5,
+      tokens: 150,
+      seed: 800,
+    });
     // Of two heads the values have no more than four columns.
     const value = filled(weights.value.dims, 'float32', (i) => {
       const column = i % 128;

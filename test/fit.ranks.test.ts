@@ -224,6 +224,31 @@ describe('energy', () => {
       }
     }
   });
+
+  test('takes no more than a rank for all that keeps as much', () => {
+    let compared = 0;
+    for (const [seed, shared] of [0, 0.3, 0.6, 0.9].entries()) {
+      const shape = { modelDim: 96, heads: 4, width: 32, tokens: 150, shared, seed: 900 + 20 * seed };
+      const { weights, hidden: calibration } = layerOf(shape);
+      const reported = (options: FitOptions) =>
+        fitLrkvSync(weights, { calibration, iterations: 20, ...options }).report.layers[0];
+      const uniformly = [0, 8, 16, 24].map((rank) => reported({ rank }));
+      for (const energy of [0.9, 0.99, 0.999]) {
+        const found = reported({ energy });
+        for (const side of sides) {
+          const keeps = ({ [side]: { heads } }: typeof found): boolean =>
+            heads.every(({ predictedError }) => predictedError ** 2 <= 1 - energy);
+          const memory = ({ [side]: { heads, gauge } }: typeof found): number =>
+            heads.reduce((sum, { allocatedRank }) => sum + allocatedRank, gauge === 'none' ? 0 : 32);
+          const least = uniformly.find(keeps);
+          if (least === undefined) continue;
+          expect(memory(found)).toBeLessThanOrEqual(memory(least));
+          compared++;
+        }
+      }
+    }
+    expect(compared).toBeGreaterThan(15);
+  });
 });
 
 describe('allocation', () => {

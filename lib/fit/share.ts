@@ -9,7 +9,7 @@ import type { Run } from './algebra';
 import { alternate, type Factors, type FitPlan, tailOf } from './als';
 import type { Objective } from './moments';
 import { allocateRanks, type Choice, dealOut, leastComponents, storedComponents, type Way } from './ranks';
-import { rounds, type Ways } from './ways';
+import { rounds, sameRanks, type Ways } from './ways';
 
 /** A side whose ranks a budget decides. */
 export interface Sharer {
@@ -80,7 +80,7 @@ export function* shareOut(sharers: readonly Sharer[], components: number, step: 
 
 /** The way that was fitted at these ranks: now, if it was not before. */
 function* fitAt({ objective, plan, fits }: Sharer, ranks: readonly number[], run: Run): Steps<number> {
-  const before = fits.findIndex((fit) => fit.ranks.every((rank, head) => rank === ranks[head]));
+  const before = fits.findIndex((fit) => sameRanks(fit.ranks, ranks));
   if (before >= 0) return before + 1;
   const factors = yield* alternate(objective, ranks, plan, run);
   return fits.push({ ranks, spectra: factors.spectra, factors });

@@ -21,6 +21,9 @@ export interface Ways {
   readonly noBaseError: number | undefined;
 }
 
+export const sameRanks = (a: readonly number[], b: readonly number[]): boolean =>
+  a.every((rank, head) => rank === b[head]);
+
 /** Neither base nor ranks would be no keys or values at all, which no cache holds. */
 const isSomething = ({ factors, ranks }: Kept): boolean => factors.base !== null || ranks.some((rank) => rank > 0);
 
@@ -59,7 +62,7 @@ export function* fitRanks(objective: Objective, plan: FitPlan, ranks: readonly n
   return lesserError(based, spread(objective, factors, storedComponents(objective.width, ranks)));
 }
 
-/** Rounds of fits, each under ranks that follow from the one before. */
+/** Most rounds of fits, each under ranks that follow from those before. */
 export const rounds = 3;
 
 export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, run: Run): Steps<Ways> {
@@ -71,13 +74,23 @@ export function* fitEnergy(objective: Objective, plan: FitPlan, energy: number, 
   };
   const baseless = enough(yield* baselessFactors(objective, plan, run));
   if (plan.gauge === 'none') return lesserError(undefined, baseless);
-  let ranks: readonly number[] = baseless.ranks.map((rank) => Math.floor(rank / 4) * 2);
-  let based = enough(yield* alternate(objective, ranks, plan, run));
-  for (let round = 1; round < rounds; round++) {
-    ({ ranks } = based);
+  const none = baseless.ranks.map(() => 0);
+  const tried: (readonly number[])[] = [none];
+  let based = enough(yield* alternate(objective, none, plan, run));
+  const better = function* (ranks: readonly number[]): Steps<boolean> {
+    if (tried.some((before) => sameRanks(before, ranks))) return false;
+    tried.push(ranks);
     const found = enough(yield* alternate(objective, ranks, plan, run));
-    if (memoryOf(found, width) >= memoryOf(based, width)) break;
+    if (memoryOf(found, width) >= memoryOf(based, width)) return false;
     based = found;
+    return true;
+  };
+  yield* better(baseless.ranks.map((rank) => Math.floor(rank / 4) * 2));
+  for (let round = 1; round <= rounds; round++) {
+    // A base leaves to residuals what they were fitted to take, so fewer directions may do of one that was fitted with fewer.
+    const { ranks } = based;
+    const [same, fewer] = [yield* better(ranks), yield* better(ranks.map((rank) => Math.max(0, rank - storedStep)))];
+    if (!same && !fewer) break;
   }
   // Both keep enough.
   const [memory, without] = [memoryOf(based, width), memoryOf(baseless, width)];

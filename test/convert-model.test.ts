@@ -165,7 +165,8 @@ describe.each(Object.entries(cases))('%s', (name, { shape: own, naming, line, mo
       expect(points.length).toBeGreaterThan(1);
       for (const [i, { share, error }] of points.entries()) {
         expect(share).toBeGreaterThanOrEqual(points[i - 1]?.share ?? 0);
-        expect(error).toBeLessThanOrEqual(points[i - 1]?.error ?? 1 + 1e-9);
+        // The first may be above 1: a base fitted with residuals can be farther from the heads than nothing, without them.
+        expect(error).toBeLessThanOrEqual(points[i - 1]?.error ?? Number.MAX_VALUE);
       }
       // Where memory is as much as here, error is no more than here.
       const near = points.filter(({ share }) => share >= totals[side].share);

@@ -11,7 +11,7 @@ import {
 } from '../lib';
 import { allocateRanks, leastComponents, storedComponents, type Way } from '../lib/fit/ranks';
 import { checkLrkvModel, storedRatio } from '../lib/lrkv-model';
-import { uniform } from './data';
+import { filled, uniform } from './data';
 import { type LayerShape, layerOf } from './fit-data';
 
 const sides = ['key', 'value'] as const;
@@ -41,9 +41,12 @@ function componentsOf({ layers: reports }: LrkvReport, whole: readonly (typeof s
 }
 const full = shapes.reduce((sum, { heads, kvHeads = heads, width }) => sum + 2 * kvHeads * width, 0);
 
-/** Σ of squared relative errors, which is what a budget makes small. */
-const lossOf = ({ layers: reports }: LrkvReport): number =>
-  reports.reduce((sum, report) => sum + sides.reduce((part, side) => part + report[side].predictedError ** 2, 0), 0);
+/** Σ of squared relative errors, each times its weight, which is what a budget makes small. */
+const lossOf = ({ layers: reports }: LrkvReport, weights?: FitOptions['sensitivity']): number =>
+  reports.reduce((sum, report, layer) => {
+    const of = (side: (typeof sides)[number]) => (weights?.[layer][side] ?? 1) * report[side].predictedError ** 2;
+    return sum + of('key') + of('value');
+  }, 0);
 
 /** Fits, and sees that the memory of each layer is what its cache will say. */
 function reportOf(options: Partial<FitOptions>, weights: readonly AttentionWeights[] = plain): LrkvReport {
@@ -85,11 +88,56 @@ describe('a budget', () => {
     }
   });
 
-  test('is spent better than the same rank for all', () => {
-    const uniformly = reportOf({ rank: 8 });
-    const dealt = reportOf({ budget: uniformly.cacheRatio });
+  test.each([1, 2, 3])('is never spent worse than the same rank for all takes, seed %i', (seed) => {
+    const several = [0.2, 0.9].map((shared, i) =>
+      layerOf({ modelDim: 48, heads: 4, width: 24, shared, tokens: 80, seed: 700 + 40 * seed + 20 * i }),
+    );
+    const calibration = several.map((layer) => layer.hidden);
+    const unrotated = several.map(({ weights }) => weights);
+    const turned = unrotated.map((weights) => ({ ...weights, rope: { frequencies: ropeFrequencies(24) } }));
+    const uneven = [0.1, 1].map((key) => ({ key, value: 1 }));
+    type Case = readonly [weights: readonly AttentionWeights[], options: Partial<FitOptions>, keyRank?: number];
+    const cases: readonly Case[] = [
+      [unrotated, {}],
+      [unrotated, { sensitivity: uneven }],
+      [unrotated, { gauge: 'identity' }],
+      [unrotated, { gauge: 'none' }],
+      [turned, { ropeMode: 'intertwined' }],
+      [turned, { ropeMode: 'intertwined', gauge: { key: 'identity' }, sensitivity: uneven }],
+      // Keys are stored whole.
+      [turned, {}, 24],
+    ];
+    for (const [weights, { sensitivity, ...options }, keyRank] of cases) {
+      for (const rank of [8, 16]) {
+        const given = { calibration, iterations: 20, ...options };
+        const uniformly = fitLrkvSync(weights, { ...given, rank: { key: keyRank ?? rank, value: rank } }).report;
+        const dealt = fitLrkvSync(weights, { ...given, sensitivity, budget: uniformly.cacheRatio }).report;
+        expect(dealt.cacheRatio).toBeLessThanOrEqual(uniformly.cacheRatio * (1 + 1e-12));
+        // Errors are reported as measured of the residuals themselves, and ranks chosen by their squares.
+        expect(lossOf(dealt, sensitivity)).toBeLessThanOrEqual(lossOf(uniformly, sensitivity) * (1 + 1e-6) + 1e-12);
+      }
+    }
+  });
+
+  test.each(['free', 'identity', 'none'] as const)('is spent better where heads differ: %s', (gauge) => {
+    const { weights, hidden: calibration } = layerOf({
+      modelDim: 96,
+      heads: 4,
+      width: 32,
+      shared: 0.5,
+      tokens: 150,
+      seed: 800,
+    });
+    // Of two heads the values have no more than four columns.
+    const value = filled(weights.value.dims, 'float32', (i) => {
+      const column = i % 128;
+      return column >= 64 && column % 32 >= 4 ? 0 : weights.value.data[i];
+    });
+    const given = { calibration, iterations: 20, gauge };
+    const uniformly = fitLrkvSync({ ...weights, value }, { ...given, rank: 16 }).report;
+    const dealt = fitLrkvSync({ ...weights, value }, { ...given, budget: uniformly.cacheRatio }).report;
     expect(dealt.cacheRatio).toBeLessThanOrEqual(uniformly.cacheRatio);
-    expect(lossOf(dealt)).toBeLessThan(0.95 * lossOf(uniformly));
+    expect(lossOf(dealt)).toBeLessThan(0.5 * lossOf(uniformly));
   });
 
   test.each(['float32', 'bfloat16'] as const)('in bytes a token, of %s', (type) => {
@@ -175,6 +223,31 @@ describe('energy', () => {
         }
       }
     }
+  });
+
+  test('takes no more than a rank for all that keeps as much', () => {
+    let compared = 0;
+    for (const [seed, shared] of [0, 0.3, 0.6, 0.9].entries()) {
+      const shape = { modelDim: 96, heads: 4, width: 32, tokens: 150, shared, seed: 900 + 20 * seed };
+      const { weights, hidden: calibration } = layerOf(shape);
+      const reported = (options: FitOptions) =>
+        fitLrkvSync(weights, { calibration, iterations: 20, ...options }).report.layers[0];
+      const uniformly = [0, 8, 16, 24].map((rank) => reported({ rank }));
+      for (const energy of [0.9, 0.99, 0.999]) {
+        const found = reported({ energy });
+        for (const side of sides) {
+          const keeps = ({ [side]: { heads } }: typeof found): boolean =>
+            heads.every(({ predictedError }) => predictedError ** 2 <= 1 - energy);
+          const memory = ({ [side]: { heads, gauge } }: typeof found): number =>
+            heads.reduce((sum, { allocatedRank }) => sum + allocatedRank, gauge === 'none' ? 0 : 32);
+          const least = uniformly.find(keeps);
+          if (least === undefined) continue;
+          expect(memory(found)).toBeLessThanOrEqual(memory(least));
+          compared++;
+        }
+      }
+    }
+    expect(compared).toBeGreaterThan(15);
   });
 });
 

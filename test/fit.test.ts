@@ -164,22 +164,24 @@ describe('the definitions, alternated on whole matrices', () => {
     const layer = layerOf(shape);
     const own: Layer = rope === undefined ? layer : { ...layer, weights: { ...layer.weights, rope } };
     const heads = shape.kvHeads ?? shape.heads;
-    const iterations = 12;
     for (const side of sides) {
       const rotated = rope !== undefined && side === 'key';
       const problem = problemOf(own, side, calibrated);
       const gauges: Gauge[] = [rotated ? 'rope-pair' : 'free', 'identity', 'none'];
       for (const gauge of gauges) {
-        const gaugeOption = { [side]: gauge };
-        const { report, weights } = fitOf(own, { rank: 2, iterations, gauge: gaugeOption }, calibrated);
+        const fitAt = (iterations?: number) =>
+          fitOf(own, { rank: 2, gauge: { [side]: gauge }, ...(iterations && { iterations }) }, calibrated);
+        const foundBy = ({ report }: ReturnType<typeof fitAt>): number =>
+          (gauge === 'none' ? report[side].noBaseError : report[side].baseError) as number;
         const pairs = rope === undefined ? [] : pairsOf(shape.width, rope);
-        const wanted = referenceFit(problem, new Array(heads).fill(2), gauge, iterations, pairs);
-        const found = gauge === 'none' ? report[side].noBaseError : report[side].baseError;
+        const wanted = referenceFit(problem, new Array(heads).fill(2), gauge, 300, pairs);
         // The start of a free gauge is found by iteration itself; what is 0 is known to 1e-7 only, as squares are.
         const slack = gauge === 'free' ? 0.01 : 1e-6;
-        expect(Math.abs((found as number) - (wanted.at(-1) as number))).toBeLessThan(
-          slack * (wanted.at(-1) as number) + 1e-7,
-        );
+        expect(Math.abs(foundBy(fitAt(1)) - wanted[0])).toBeLessThan(slack * wanted[0] + 1e-7);
+        // Later iterations are extrapolated and go ways of their own, to where many plain ones lead, or to something better.
+        const fit = fitAt();
+        const { report, weights } = fit;
+        expect(foundBy(fit)).toBeLessThan(1.01 * (wanted.at(-1) as number) + 1e-7);
         // What is reported is what the weights do.
         const truth = errorOf(problem, fittedHeadsOf(weights, side));
         expect(Math.abs(report[side].predictedError - truth)).toBeLessThan(1e-6);
@@ -193,71 +195,81 @@ describe('the definitions, alternated on whole matrices', () => {
 });
 
 describe('layers whose heads share little or much, as numpy has them (seed 100, 8 heads × 32, rank 8 of 37.5 % of the cache)', () => {
-  // Relative errors after 40 iterations by another program: whole matrices and their singular values, in numpy 2.4. Without
-  // a base the rank is 12, which takes as much memory.
-  const facts: Record<string, Record<string, number>> = {
+  // Relative errors after 1 and after 300 plain iterations by another program: whole matrices and their singular values, in
+  // numpy 2.4. Without a base the rank is 12, which takes as much memory.
+  const facts: Record<string, Record<string, readonly [first: number, last: number]>> = {
     0: {
-      'value free': 0.0279709,
-      'value identity': 0.133455,
-      'value none': 0.0630325,
-      'key free': 0.0234728,
-      'key identity': 0.110522,
-      'key none': 0.0522231,
-      'rotated rope-pair': 0.140391,
-      'rotated identity': 0.14493,
-      'rotated none': 0.0674212,
+      'value free': [0.0527646, 0.0228676],
+      'value identity': [0.276717, 0.133454],
+      'value none': [0.0630325, 0.0630325],
+      'key free': [0.04588, 0.0190968],
+      'key identity': [0.274341, 0.110205],
+      'key none': [0.0522231, 0.0522231],
+      'rotated rope-pair': [0.268329, 0.130428],
+      'rotated identity': [0.276053, 0.14493],
+      'rotated none': [0.0674212, 0.0674212],
     },
     0.2: {
-      'value free': 0.040835,
-      'value identity': 0.356688,
-      'value none': 0.305193,
-      'key free': 0.0346772,
-      'key identity': 0.280743,
-      'key none': 0.242387,
-      'rotated rope-pair': 0.334193,
-      'rotated identity': 0.387175,
-      'rotated none': 0.333089,
+      'value free': [0.0748863, 0.0336126],
+      'value identity': [0.439321, 0.353001],
+      'value none': [0.305193, 0.305193],
+      'key free': [0.0666352, 0.0274826],
+      'key identity': [0.3828, 0.272526],
+      'key none': [0.242387, 0.242387],
+      'rotated rope-pair': [0.444931, 0.319752],
+      'rotated identity': [0.45835, 0.380266],
+      'rotated none': [0.333089, 0.333089],
     },
     0.5: {
-      'value free': 0.0216927,
-      'value identity': 0.34899,
-      'value none': 0.304283,
-      'key free': 0.0194873,
-      'key identity': 0.274596,
-      'key none': 0.23969,
-      'rotated rope-pair': 0.324808,
-      'rotated identity': 0.377875,
-      'rotated none': 0.329364,
+      'value free': [0.0455438, 0.0195736],
+      'value identity': [0.433759, 0.344536],
+      'value none': [0.304283, 0.304283],
+      'key free': [0.0407038, 0.0156639],
+      'key identity': [0.371635, 0.265382],
+      'key none': [0.23969, 0.23969],
+      'rotated rope-pair': [0.432734, 0.306811],
+      'rotated identity': [0.454245, 0.37228],
+      'rotated none': [0.329364, 0.329364],
     },
     0.8: {
-      'value free': 0.0102938,
-      'value identity': 0.340581,
-      'value none': 0.294539,
-      'key free': 0.00908929,
-      'key identity': 0.264172,
-      'key none': 0.231253,
-      'rotated rope-pair': 0.308592,
-      'rotated identity': 0.367784,
-      'rotated none': 0.318435,
+      'value free': [0.0220871, 0.0102345],
+      'value identity': [0.424211, 0.332286],
+      'value none': [0.294539, 0.294539],
+      'key free': [0.021004, 0.00815181],
+      'key identity': [0.362602, 0.254504],
+      'key none': [0.231253, 0.231253],
+      'rotated rope-pair': [0.420616, 0.296732],
+      'rotated identity': [0.444577, 0.359296],
+      'rotated none': [0.318435, 0.318435],
     },
   };
   test.each(Object.entries(facts))('shared %s', (shared, wanted) => {
     const layer = layerOf({ modelDim: 128, heads: 8, width: 32, shared: Number(shared), tokens: 512, seed: 100 });
     const rotated = { ...layer, weights: { ...layer.weights, rope: ropeOf(32) } };
-    const found: Record<string, number> = {};
-    for (const gauge of ['free', 'identity', 'none'] as const) {
-      const { report } = fitOf(layer, { rank: gauge === 'none' ? 12 : 8, gauge });
-      for (const side of sides) {
-        const of = gauge === 'none' ? report[side].noBaseError : report[side].baseError;
-        found[`${side} ${gauge}`] = of as number;
+    const errorsAfter = (iterations: number): Record<string, number> => {
+      const found: Record<string, number> = {};
+      for (const gauge of ['free', 'identity', 'none'] as const) {
+        const { report } = fitOf(layer, { rank: gauge === 'none' ? 12 : 8, gauge, iterations });
+        for (const side of sides) {
+          const of = gauge === 'none' ? report[side].noBaseError : report[side].baseError;
+          found[`${side} ${gauge}`] = of as number;
+        }
       }
-    }
-    for (const gauge of ['rope-pair', 'identity', 'none'] as const) {
-      const { report } = fitOf(rotated, { rank: gauge === 'none' ? 12 : 8, gauge: { key: gauge, value: 'none' } });
-      found[`rotated ${gauge}`] = (gauge === 'none' ? report.key.noBaseError : report.key.baseError) as number;
-    }
+      for (const gauge of ['rope-pair', 'identity', 'none'] as const) {
+        const options = { rank: gauge === 'none' ? 12 : 8, gauge: { key: gauge, value: 'none' as const }, iterations };
+        const { key } = fitOf(rotated, options).report;
+        found[`rotated ${gauge}`] = (gauge === 'none' ? key.noBaseError : key.baseError) as number;
+      }
+      return found;
+    };
+    const [once, found] = [errorsAfter(1), errorsAfter(100)];
     expect(Object.keys(found).sort()).toEqual(Object.keys(wanted).sort());
-    for (const [name, error] of Object.entries(wanted)) expect(Math.abs(found[name] / error - 1)).toBeLessThan(0.001);
+    for (const [name, [first, last]] of Object.entries(wanted)) {
+      expect(Math.abs(once[name] / first - 1)).toBeLessThan(0.001);
+      // What is extrapolated may find better than plain iterations do, and must not end in worse.
+      expect(found[name] / last).toBeLessThan(1.01);
+      if (name.endsWith('none')) expect(Math.abs(found[name] / last - 1)).toBeLessThan(0.001);
+    }
     for (const side of sides) {
       expect(found[`${side} free`]).toBeLessThan(found[`${side} none`]);
       expect(found[`${side} free`]).toBeLessThan(found[`${side} identity`]);

@@ -21,7 +21,7 @@ let judged: Judged[];
 const hang = info().build.sanitizers === '' ? 240_000 : 3_600_000;
 
 async function judge(shared: number): Promise<Judged> {
-  const stack = await Stack.of(shared, { layers: 3, sequences: 4, length: 128, iterations: 40 });
+  const stack = await Stack.of(shared, { layers: 3, sequences: 4, length: 128 });
   const conversions: Partial<Record<Way, Conversion>> = {};
   const errors: Record<'key' | 'value', Partial<Record<Way, StackError>>> = { key: {}, value: {} };
   for (const way of ways) {

@@ -3,8 +3,7 @@ import { bold, print, table } from '../sentence-encoder/print';
 import { type Conversion, Stack, type StackOptions, type Way, ways } from './stack';
 import { sharedParts } from './structured-table';
 
-/** More iterations than by default: where little is common to the heads, fits get better for long. */
-const options: StackOptions = { layers: 4, sequences: 8, length: 256, iterations: 200 };
+const options: StackOptions = { layers: 4, sequences: 8, length: 256 };
 
 const names: Record<Way, readonly [key: string, value: string]> = {
   none: ['no base', 'no base'],

@@ -40,8 +40,6 @@ export interface StackOptions {
   /** Sequences to calibrate on, and as many others to judge by. */
   readonly sequences: number;
   readonly length: number;
-  /** Most iterations of a fit. */
-  readonly iterations: number;
 }
 
 export interface StackError {
@@ -65,7 +63,7 @@ export interface Conversion {
 export class Stack {
   private constructor(
     private readonly weights: DecoderWeights,
-    private readonly fit: Pick<FitOptions, 'calibration' | 'iterations'>,
+    private readonly fit: Pick<FitOptions, 'calibration'>,
     /** Its layers as LRKV of whole rank: the same but for rounding. */
     readonly whole: readonly LrkvWeights[],
     /** Sequences it is judged by, none of those it is calibrated on, and what it makes of them. */
@@ -73,7 +71,7 @@ export class Stack {
     readonly run: DecoderRun,
   ) {}
 
-  static async of(shared: number, { layers, sequences, length, iterations }: StackOptions): Promise<Stack> {
+  static async of(shared: number, { layers, sequences, length }: StackOptions): Promise<Stack> {
     const weights = structuredDecoder(shared, layers);
     const source = new TokenSource(1);
     const streams = (seed: number) => Array.from({ length: sequences }, (_, i) => source.stream(length, seed + i));
@@ -82,7 +80,7 @@ export class Stack {
     const attention = weights.blocks.map((block) => block.attention);
     const whole = await fitLrkv(attention, { rank: headDim, gauge: 'none', calibration });
     const judged = streams(2000);
-    return new Stack(weights, { calibration, iterations }, whole.layers, judged, await decoder.run(judged));
+    return new Stack(weights, { calibration }, whole.layers, judged, await decoder.run(judged));
   }
 
   private get layers(): readonly AttentionWeights[] {

@@ -32,7 +32,7 @@ export function compareGauges(structure: Structure): GaugeErrors {
 export interface OtherErrors {
   /** No base, and as much memory as a base takes dealt out alike: rank 12, which a cache has no use for. */
   readonly evenly: number;
-  /** A base fitted in 400 iterations instead of 40. */
+  /** A base fitted in up to 400 iterations instead of 100. */
   readonly longer: number;
 }
 

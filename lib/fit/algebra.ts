@@ -89,6 +89,11 @@ export function* spectralMap(of: Matrices, map: (value: number, largest: number)
   return yield* symmetricInner(matrices(rows, batch, size, size), matrices(scaled, batch, size, size), run);
 }
 
+/** Eigenvalues below this share of the largest are none. */
+const negligible = 1e-14;
+export const inverse = (value: number, largest: number): number => (value > negligible * largest ? 1 / value : 0);
+export const inverseRoot = (value: number, largest: number): number => Math.sqrt(inverse(value, largest));
+
 /** a − b, in place of a. */
 export function subtract(a: Matrices, b: Matrices): Matrices {
   const [left, right] = [a.data, b.data];

@@ -1,25 +1,14 @@
-/** Ranks of all layers within a budget: fit, deal out by the spectra, fit again. */
+/** A fit of all layers within a budget. */
 import { expected, Text } from '../errors';
 import type { Steps } from '../steps';
-import { alternate, type Factors, type FitPlan } from './als';
-import type { Objective, Projection } from './moments';
+import type { Projection } from './moments';
 import { objectivesOf, planOf, projectionsOf, type Sides } from './objectives';
 import type { FitRequest } from './options';
-import { allocateRanks, type Choice, leastComponents, storedComponents, type Way } from './ranks';
+import { leastComponents, type Way } from './ranks';
 import { bytesOf, type FinishedSide, fixedBytes, fullBytes, storedWhole, total } from './report';
+import { type Sharer, shareOut } from './share';
 import { type Side, sides } from './source';
-import { baselessFactors, finishSide, fitRanks, lesserError, rounds, spread, type Ways } from './ways';
-
-/** A side whose ranks a budget decides. */
-interface Sharer {
-  readonly layer: number;
-  readonly side: Side;
-  readonly objective: Objective;
-  readonly plan: FitPlan;
-  readonly weight: number;
-  readonly baseless: Factors;
-  based: Factors | undefined;
-}
+import { baselessFactors, finishSide, lesserError, type Ways } from './ways';
 
 type BudgetRule = Extract<FitRequest['rule'], { kind: 'budget' }>;
 
@@ -46,7 +35,7 @@ export function* fitBudget(request: FitRequest, { share, bytes, type }: BudgetRu
     throw expected('ERR_ARGUMENT', 'budget', what, share ?? new Text(`${bytes} bytes`));
   }
 
-  const sharers: Sharer[] = [];
+  const sharers: (Sharer & { readonly layer: number; readonly side: Side })[] = [];
   const finished: Record<Side, FinishedSide | undefined>[] = layers.map(() => ({ key: undefined, value: undefined }));
   for (const [index, layer] of layers.entries()) {
     const both = yield* objectivesOf(layer, request);
@@ -62,62 +51,24 @@ export function* fitBudget(request: FitRequest, { share, bytes, type }: BudgetRu
         continue;
       }
       const weight = layer.sensitivity[side] / (total(objective.energies) || 1);
-      sharers.push({ layer: index, side, objective, plan, weight, baseless, based: undefined });
+      sharers.push({ layer: index, side, objective, plan, weight, baseless, fits: [] });
     }
   }
 
-  // First ranks as if all sides were to have as large a share.
-  const mean = components / sharers.reduce((sum, { objective }) => sum + objective.gram.rows, 0);
-  for (const sharer of sharers) {
-    const { objective, plan } = sharer;
-    if (plan.gauge === 'none') continue;
-    const { heads, width } = objective;
-    const rank = Math.min(width, Math.max(0, Math.floor((mean * width - width / heads) / rankStep) * rankStep));
-    sharer.based = yield* alternate(objective, Array<number>(heads).fill(rank), plan, run);
-  }
-  let choices = allocateRanks(
-    sharers.map((sharer) => waysOf(sharer, rankStep)),
-    components,
-    rankStep,
-  );
-  for (let round = 1; round < rounds; round++) {
-    for (const [index, sharer] of sharers.entries()) {
-      const { way, ranks } = choices[index] as Choice;
-      if (way === 1) sharer.based = yield* alternate(sharer.objective, ranks, sharer.plan, run);
-    }
-    choices = allocateRanks(
-      sharers.map((sharer) => waysOf(sharer, rankStep)),
-      components,
-      rankStep,
-    );
-  }
-  const chosen = sharers.map((sharer, index) => ({ sharer, choice: choices[index] as Choice }));
+  const ways = yield* shareOut(sharers, components, rankStep, run);
+  const found = sharers.map((sharer, index) => ({ sharer, kept: ways[index] as Ways }));
   for (const [index, layer] of layers.entries()) {
-    const own = chosen.filter(({ sharer }) => sharer.layer === index);
+    const own = found.filter(({ sharer }) => sharer.layer === index);
     const objectives = Object.fromEntries(own.map(({ sharer }) => [sharer.side, sharer.objective]));
     // Layer by layer, as only their objectives were kept.
     const projections = yield* projectionsOf(layer, objectives, request);
     const record = finished[index] as Record<Side, FinishedSide | undefined>;
-    for (const { sharer, choice } of own) {
+    for (const { sharer, kept } of own) {
       const { side, objective, plan } = sharer;
-      const ways = yield* waysOfChoice(sharer, choice, run);
-      record[side] = yield* finishSide(objective, projections[side] as Projection, plan, ways, run);
+      record[side] = yield* finishSide(objective, projections[side] as Projection, plan, kept, run);
     }
   }
   return finished as Sides<FinishedSide>[];
-}
-
-/** The way a budget has chosen, fitted at its ranks, and the other at the same memory. */
-function* waysOfChoice(
-  { objective, plan, baseless, based }: Sharer,
-  { way, ranks }: Choice,
-  run: FitRequest['run'],
-): Steps<Ways> {
-  if (way === 1) return yield* fitRanks(objective, plan, ranks, run);
-  const room = storedComponents(0, ranks) - objective.width;
-  const other =
-    based === undefined || room < 0 ? undefined : { factors: based, ranks: spread(objective, based, room).ranks };
-  return lesserError(other, { factors: baseless, ranks });
 }
 
 /** Least components without and with a base. */
@@ -126,13 +77,4 @@ function leastOf(based: boolean, heads: number, width: number, step: number): nu
   const ways: Way[] = [{ fixed: 0, least: step, spectra, heads }];
   if (based) ways.push({ fixed: width, least: 0, spectra, heads });
   return ways.map(leastComponents);
-}
-
-/** Without a base every head keeps a block at least: a head of nothing attends to nothing. */
-function waysOf({ objective, weight, baseless, based }: Sharer, step: number): Way[] {
-  const weighted = ({ spectra }: Factors): Float64Array => spectra.map((energy) => energy * weight);
-  const { heads, width } = objective;
-  const ways: Way[] = [{ fixed: 0, least: step, spectra: weighted(baseless), heads }];
-  if (based !== undefined) ways.push({ fixed: width, least: 0, spectra: weighted(based), heads });
-  return ways;
 }

@@ -32,8 +32,9 @@ export interface LrkvFit {
  * With rotary embedding the metric of keys takes all distances for equally likely. With QK-norm the norms of a head's
  * queries and keys are taken for constant, equal to their root mean square, and gains for applied, before or after the
  * rotation as they are; ranks that save no memory are told of in the report's notes. `budget` makes layers and sides
- * comparable by the squared relative error of each side (times its `sensitivity`). It keeps a matrix of
- * (kvHeads·headDim)² float64 for every side of every layer; the other rules go layer by layer.
+ * comparable by the squared relative error of each side (times its `sensitivity`), and leaves no more of it than uniform ranks
+ * of the same memory. It keeps a matrix of (kvHeads·headDim)² float64 for every side of every layer, and of up to four fits of
+ * each 3·kvHeads·headDim²; the other rules go layer by layer.
  *
  * @param weights one layer or several; matrices `[in, out]`, of any element types
  * @throws AttentionError (as a rejection) ERR_SHAPE, ERR_TYPE, ERR_ARGUMENT (also for numbers that are not finite, and a

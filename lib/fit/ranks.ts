@@ -114,28 +114,38 @@ export function allocateRanks(sides: readonly (readonly Way[])[], budget: number
     }
   }
 
-  let left = budget - spent(chosen);
-  const ranks = ways.map((side, index) => {
-    const way = side[(chosen[index] as { way: number }).way] as Ranked;
-    const own = Array<number>(way.heads).fill(way.leastRank);
-    for (const block of way.blocks) {
+  const found = ways.map((side, index) => {
+    const { way } = chosen[index] as { way: number };
+    const { heads, leastRank, blocks } = side[way] as Ranked;
+    const ranks = Array<number>(heads).fill(leastRank);
+    for (const block of blocks) {
       if (priceOf(block) <= price) break;
-      own[block.head] = block.to;
+      ranks[block.head] = block.to;
     }
-    return own;
+    return { way, ranks };
   });
-  const more = ways
-    .flatMap((side, index) =>
-      (side[(chosen[index] as { way: number }).way] as Ranked).blocks.map((block) => ({ index, block })),
-    )
+  return dealOut(sides, found, budget - spent(chosen), step);
+}
+
+/** So many components more than choices take, to the best blocks that still fit; ranks are where blocks end. */
+export function dealOut(
+  sides: readonly (readonly Way[])[],
+  choices: readonly Choice[],
+  components: number,
+  step: number,
+): Choice[] {
+  const blocks = choices
+    .flatMap(({ way }, index) => blocksOf((sides[index] as Way[])[way] as Way, step).map((block) => ({ index, block })))
     .sort((a, b) => priceOf(b.block) - priceOf(a.block));
-  for (const { index, block } of more) {
-    const own = ranks[index] as number[];
-    if (own[block.head] !== block.from || block.cost > left || !(block.gain > 0)) continue;
-    own[block.head] = block.to;
+  const dealt = choices.map(({ way, ranks }) => ({ way, ranks: [...ranks] }));
+  let left = components;
+  for (const { index, block } of blocks) {
+    const { ranks } = dealt[index] as { ranks: number[] };
+    if (ranks[block.head] !== block.from || block.cost > left || !(block.gain > 0)) continue;
+    ranks[block.head] = block.to;
     left -= block.cost;
   }
-  return ranks.map((own, index) => ({ way: (chosen[index] as { way: number }).way, ranks: own }));
+  return dealt;
 }
 
 /** The smallest rank of each head that leaves at most a share of its energy. */

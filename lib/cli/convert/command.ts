@@ -2,6 +2,7 @@
 import { Command, InvalidArgumentError, Option } from 'commander';
 
 import { dataTypes } from '../../check';
+import { defaultIterations } from '../../fit/options';
 import { type DataType, type GaugeOption, info } from '../../index';
 import type { ModelOptions } from '../../model/read';
 import { count, Usage } from '../arguments';
@@ -61,7 +62,7 @@ export function convertCommand(print: (what: unknown) => void): Command {
         .default('auto'),
     )
     .addOption(new Option('--rope-mode <mode>', 'residuals of rotated keys').choices(['exact', 'intertwined']))
-    .option('--iterations <count>', 'most of a fit', count, 40)
+    .option('--iterations <count>', 'most of a fit', count, defaultIterations)
     .option('--heads <count>', 'query heads', count)
     .option('--kv-heads <count>', 'key/value heads', count)
     .option('--rope-base <number>', 'base of the rotary embedding', positive)

@@ -47,7 +47,12 @@ void unmapMemory(std::byte* memory, std::size_t bytes) {
 void discardMemory(std::byte* part, std::size_t bytes) {
   const std::size_t before = -reinterpret_cast<std::uintptr_t>(part) % systemPage();
   const std::size_t whole = bytes < before ? 0 : (bytes - before) / systemPage() * systemPage();
-  if (whole > 0) ::madvise(part + before, whole, MADV_DONTNEED);
+  if (whole == 0) return;
+  ::madvise(part + before, whole, MADV_DONTNEED);
+#ifdef MADV_NOHUGEPAGE
+  // Or the system would fill the hole for the sake of a huge page.
+  ::madvise(part + before, whole, MADV_NOHUGEPAGE);
+#endif
 }
 
 }  // namespace lowrank_attention

@@ -10,13 +10,13 @@ namespace lowrank_attention {
 
 namespace {
 
-// Pages of at least this size are mapped one by one, so that they go back to the system when they are let go. malloc
-// would keep many of them: it raises its own threshold to the largest block it has seen freed. Smaller pages would
-// cost a system call each for little, and a process may only have so many mappings.
+// Pages of at least this size are mapped, so that they go back to the system when they are let go. malloc would keep
+// many of them: it raises its own threshold to the largest block it has seen freed. Smaller pages would cost a system
+// call each for little, and a process may only have so many mappings.
 constexpr std::size_t kMappedPage = std::size_t{1} << 16;
 
-// A mapping ends with a page of the system, which may be left empty but for this part of all: where it would be more,
-// several pages are mapped together.
+// A group of pages ends with a page of the system, which may be left empty but for this part of all: where it would be
+// more, the group gets one page more.
 constexpr std::size_t kSlack = 50;
 
 }  // namespace
@@ -24,35 +24,41 @@ constexpr std::size_t kSlack = 50;
 Pages::Pages(Index rowBytes) : rowBytes_(static_cast<std::size_t>(rowBytes)) {
   if (rowBytes_ < kMappedPage) return;
   do {
-    ++perMapping_;
-  } while ((mappingBytes() - perMapping_ * rowBytes_) * kSlack > perMapping_ * rowBytes_);
+    ++perGroup_;
+  } while ((groupBytes() - perGroup_ * rowBytes_) * kSlack > perGroup_ * rowBytes_);
 }
 
-std::size_t Pages::mappingBytes() const { return wholeSystemPages(perMapping_ * rowBytes_); }
+std::size_t Pages::groupBytes() const { return wholeSystemPages(perGroup_ * rowBytes_); }
 
 std::size_t Pages::pageBytes() const {
-  return perMapping_ == 0 ? rowBytes_ : (mappingBytes() + perMapping_ - 1) / perMapping_;
+  return perGroup_ == 0 ? rowBytes_ : (groupBytes() + perGroup_ - 1) / perGroup_;
 }
 
-Pages::Page Pages::newPage() {
+// Pages that are wanted together are mapped together: a large mapping is made of the system's huge pages, in which rows
+// that are far apart are found faster.
+Pages::Page Pages::newPage(std::size_t wanted) {
   const std::size_t bytes = rowBytes_;
-  if (perMapping_ == 0) {
+  if (perGroup_ == 0) {
     // A multiple of the alignment, as aligned_alloc wants it: so are the rows of a page.
     return Page(static_cast<std::byte*>(std::aligned_alloc(64, bytes)), [](std::byte* page) { std::free(page); });
   }
-  if (mapping_ == nullptr) {
-    const std::size_t all = mappingBytes();
+  if (left_ == 0) {
+    // What nobody wants yet is mapped only where a group is not full.
+    const std::size_t groups = wanted < perGroup_ ? 1 : wanted / perGroup_;
+    const std::size_t all = groups * groupBytes();
     std::byte* memory = mapMemory(all);
     if (memory == nullptr) return nullptr;
     mapping_ = std::shared_ptr<std::byte>(memory, [all](std::byte* whole) { unmapMemory(whole, all); });
     taken_ = 0;
+    left_ = groups * perGroup_;
   }
-  std::byte* place = mapping_.get() + taken_ * bytes;
+  std::byte* place = mapping_.get() + taken_ / perGroup_ * groupBytes() + taken_ % perGroup_ * bytes;
   // The mapping goes with the last of its pages; until then the memory of the others goes, and their places stay empty.
   Page page(place, [mapping = mapping_, bytes](std::byte* rows) {
     if (mapping.use_count() > 1) discardMemory(rows, bytes);
   });
-  if (++taken_ == perMapping_) mapping_.reset();
+  ++taken_;
+  if (--left_ == 0) mapping_.reset();
   return page;
 }
 
@@ -71,12 +77,13 @@ bool Pages::extend(Index count) {
   };
   try {
     while (this->count() * kRows < length_ + count) {
-      pages_.push_back(newPage());
+      const Index missing = divideUp(length_ + count, kRows) - this->count();
+      pages_.push_back(newPage(static_cast<std::size_t>(missing)));
       if (pages_.back() == nullptr) return fail();
     }
     // Only a page that is written to, and that somebody else reads, must be copied: at most the one the rows start on.
     if (length_ % kRows != 0 && pages_[used - 1].use_count() > 1) {
-      Page copy = newPage();
+      Page copy = newPage(1);
       if (copy == nullptr) return fail();
       std::memcpy(copy.get(), pages_[used - 1].get(), rowBytes_);
       pages_[used - 1] = std::move(copy);

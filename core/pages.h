@@ -20,7 +20,7 @@ class Pages {
   explicit Pages(Index rowBytes);
   // A fork. What is left of the other's mapping stays the other's, so that no place is handed out twice.
   Pages(const Pages& other)
-      : rowBytes_(other.rowBytes_), perMapping_(other.perMapping_), length_(other.length_), pages_(other.pages_) {}
+      : rowBytes_(other.rowBytes_), perGroup_(other.perGroup_), length_(other.length_), pages_(other.pages_) {}
   Pages& operator=(const Pages&) = delete;
 
   Index length() const { return length_; }
@@ -43,20 +43,22 @@ class Pages {
  private:
   using Page = std::shared_ptr<std::byte>;
 
-  Page newPage();
-  std::size_t mappingBytes() const;
+  // One more page, the first of so many that are wanted now.
+  Page newPage(std::size_t wanted);
+  std::size_t groupBytes() const;
   // Bytes of memory of a page: those of its rows and, where it is mapped, its part of what fills up the system's last
   // page.
   std::size_t pageBytes() const;
 
   std::size_t rowBytes_;
-  // Pages that are mapped together, one after another; 0: they are too small for that.
-  std::size_t perMapping_ = 0;
+  // Pages that share what fills up the system's last page, one after another; 0: they are too small to be mapped.
+  std::size_t perGroup_ = 0;
   Index length_ = 0;
   std::vector<Page> pages_;
-  // The mapping whose first `taken_` places are handed out and whose others are not.
+  // The mapping of which `taken_` places are handed out and `left_` are not.
   std::shared_ptr<std::byte> mapping_;
   std::size_t taken_ = 0;
+  std::size_t left_ = 0;
 };
 
 }  // namespace lowrank_attention

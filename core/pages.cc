@@ -30,9 +30,7 @@ Pages::Pages(Index rowBytes) : rowBytes_(static_cast<std::size_t>(rowBytes)) {
 
 std::size_t Pages::groupBytes() const { return wholeSystemPages(perGroup_ * rowBytes_); }
 
-std::size_t Pages::pageBytes() const {
-  return perGroup_ == 0 ? rowBytes_ : (groupBytes() + perGroup_ - 1) / perGroup_;
-}
+std::size_t Pages::pageBytes() const { return perGroup_ == 0 ? rowBytes_ : (groupBytes() + perGroup_ - 1) / perGroup_; }
 
 // Pages that are wanted together are mapped together: a large mapping is made of the system's huge pages, in which rows
 // that are far apart are found faster.

@@ -51,7 +51,7 @@ describe('whole pages are at most 2 % larger than their rows', () => {
   });
 });
 
-// 66,048, 115,200 and 131,584 bytes: three, two and two pages a mapping.
+// 66,048, 115,200 and 131,584 bytes: three, two and two pages a group, the groups of one append in one mapping.
 describe.each([
   { heads: 1, headDim: 129, valueDim: 129 },
   { heads: 3, headDim: 75, valueDim: 75 },

@@ -42,6 +42,7 @@ test('what a cache held goes back to the system with its last holder', () => {
     'shared with a fork': [0, 1],
     'pages of LRKV': [1],
     'truncated to a half, then disposed': [0.5, 0.5],
+    'appended at once, truncated to a half, then disposed': [0.5, 0.5],
   };
   expect(Object.keys(filled)).toEqual(Object.keys(parts));
   const wrong = Object.entries(filled).filter(([name, { byteLength, grew, shrank }]) => {

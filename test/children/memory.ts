@@ -225,16 +225,19 @@ async function main(): Promise<void> {
   collect();
   const dispose = [({ cache }: { cache?: KvCache }) => cache?.dispose()];
   const [base, latent, up] = [zeros([1, 1024, 128]), zeros([1, 1024, 8 * 40]), zeros([8 * 40, 128])];
+  const half = [
+    ({ cache }: { cache?: KvCache }) => cache?.truncate(cache.length / 2),
+    ({ cache }: { cache?: KvCache }) => cache?.dispose(),
+  ];
+  // All pages in one mapping.
+  const all = zeros([1, 8, Math.ceil((32 * 1024) / share), 128]);
   const filled = {
     'pages of 64 KiB': await givenBack({ heads: 2, headDim: 32 }, dispose),
     'pages of 1 MiB': await givenBack({ heads: 8, headDim: 128 }, dispose),
     'pages of 1 MiB, again': await givenBack({ heads: 8, headDim: 128 }, dispose),
     'pages of 4 MiB': await givenBack({ heads: 32, headDim: 128 }, dispose),
     'pages of an odd size': await givenBack({ heads: 3, headDim: 75, type: 'float16' }, dispose),
-    'pages of an odd size, truncated, then disposed': await givenBack({ heads: 3, headDim: 75, type: 'float16' }, [
-      ({ cache }) => cache?.truncate(cache.length / 2),
-      ({ cache }) => cache?.dispose(),
-    ]),
+    'pages of an odd size, truncated, then disposed': await givenBack({ heads: 3, headDim: 75, type: 'float16' }, half),
     dropped: await givenBack({ heads: 8, headDim: 128 }, [(held) => delete held.cache]),
     'shared with a fork': await givenBack({ heads: 8, headDim: 128 }, [
       (held) => {
@@ -248,10 +251,12 @@ async function main(): Promise<void> {
       (cache) => cache.append({ keyBase: base, keyLatent: latent, valueBase: base, valueLatent: latent }),
       [({ cache }) => cache?.dispose()],
     ),
-    'truncated to a half, then disposed': await givenBack({ heads: 8, headDim: 128 }, [
-      ({ cache }) => cache?.truncate(cache.length / 2),
-      ({ cache }) => cache?.dispose(),
-    ]),
+    'truncated to a half, then disposed': await givenBack({ heads: 8, headDim: 128 }, half),
+    'appended at once, truncated to a half, then disposed': await givenBackBy(
+      () => new KvCache({ heads: 8, headDim: 128 }),
+      (cache) => cache.append(all, all),
+      half,
+    ),
   };
   console.log(JSON.stringify({ growth, filled }));
 }

@@ -5,110 +5,19 @@ import {
   attendBatchWithLseSync,
   attentionSync,
   KvCache,
-  LrkvCache,
   lrkvAttentionSync,
 } from '../lib';
-import type { DataType, Tensor } from '../lib/tensor';
+import type { DataType } from '../lib/tensor';
 import { filled, guarded, normal, slice, swapLayout, types } from './data';
 import { expectSameBits } from './full-run';
-import {
-  type LrkvFeatures,
-  type LrkvInputs,
-  type LrkvShape,
-  lrkvInputs,
-  lrkvRows,
-  lrkvShape,
-  ropeModes,
-} from './lrkv-run';
-import { expectLrkv, type LrkvGiven, type LrkvRowsMeaning } from './reference-lrkv';
+import { emptyCache, filledCache, queryRows, rowsOf, settings, shape } from './lrkv-caches';
+import { type LrkvFeatures, type LrkvShape, lrkvInputs, lrkvRows, lrkvShape } from './lrkv-run';
+import { expectLrkv } from './reference-lrkv';
 import { once } from './rows';
-import { compare, type Expected } from './tolerance';
-
-const shape = {
-  ...{ heads: 4, kvHeads: 2, queries: 300, keys: 300, headDim: 24, valueDim: 40 },
-  ...{ keyRank: [6, 10], valueRank: [9, 0] },
-} satisfies LrkvShape;
-const features: Readonly<Record<string, LrkvFeatures>> = {
-  'no rope, gauges and QK-norm': { keyGauge: 'free', valueGauge: 'free', norm: 'plain' },
-  ...Object.fromEntries(ropeModes.map((mode) => [mode, { mode, firstPosition: 3 }])),
-  'latent, QK-norm with a gain': { mode: 'latent', norm: 'before-rotation' },
-  'exact, QK-norm with a gain': { mode: 'exact', norm: 'after-rotation' },
-};
-const settings = Object.entries(features);
-
-const parts = ['keyBase', 'keyLatent', 'valueBase', 'valueLatent'] as const;
-
-/** Positions [start, end) of one sequence. */
-function rowsOf(given: LrkvGiven, start: number, end: number): LrkvRowsMeaning {
-  const part = (name: (typeof parts)[number]) => slice(given[name], 1, start, end);
-  return {
-    ...{ keyBase: part('keyBase'), keyLatent: part('keyLatent') },
-    ...{ valueBase: part('valueBase'), valueLatent: part('valueLatent') },
-  };
-}
-
-function emptyCache({ given }: LrkvInputs, extents: LrkvShape = shape, type: DataType = 'float32'): LrkvCache {
-  const { keyBase, keyLatent, valueBase, valueLatent, ...model } = given;
-  const { kvHeads, headDim, valueDim, keyBaseDim, valueBaseDim } = lrkvShape(extents);
-  return new LrkvCache({ heads: kvHeads, headDim, valueDim, keyBaseDim, valueBaseDim, type, ...model });
-}
-
-function filledCache(inputs: LrkvInputs, length: number, extents: LrkvShape = shape, type?: DataType): LrkvCache {
-  const cache = emptyCache(inputs, extents, type);
-  cache.append(rowsOf(inputs.given, 0, length));
-  return cache;
-}
-
-const queryRows = ({ q }: LrkvInputs, start: number, end: number): Tensor => slice(q, 2, start, end);
-
-/** What is expected of rows [start, end) of all heads. */
-function sliced({ values, dims, scale, naive, terms }: Expected, start: number, end: number): Expected {
-  const [batch, heads, rows, width = 1] = dims;
-  const cut = (source: ArrayLike<number>) =>
-    Float64Array.from({ length: batch * heads * (end - start) * width }, (_, i) => {
-      const [head, rest] = [Math.floor(i / ((end - start) * width)), i % ((end - start) * width)];
-      return source[(head * rows + start) * width + rest];
-    });
-  const size = dims.length === 4 ? [batch, heads, end - start, width] : [batch, heads, end - start];
-  return {
-    values: cut(values),
-    dims: size,
-    terms,
-    ...(scale && { scale: cut(scale) }),
-    ...(naive && { naive: cut(naive) }),
-  };
-}
+import { compare } from './tolerance';
 
 describe.each(settings)('%s', (_name, model) => {
   const inputs = once(() => lrkvInputs(shape, 71, model));
-  const expected = once(() => {
-    const { q, given, options } = inputs();
-    return expectLrkv(q, given, { ...options, causal: true });
-  });
-
-  // Every split on one kernel row, those around pages and blocks of latents on all of them.
-  const around = (split: number) => split % 32 === 0 || split % 32 === 31;
-  test.each(lrkvRows)('prefill, then decode, split anywhere, equals one pass (%s)', (isa) => {
-    for (let split = 0; split <= 300; split++) {
-      if (!around(split) && split % lrkvRows.length !== lrkvRows.indexOf(isa)) continue;
-      using cache = emptyCache(inputs());
-      for (const [start, end] of [
-        [0, split],
-        [split, Math.min(split + 1, 300)],
-        [Math.min(split + 1, 300), 300],
-      ] as const) {
-        cache.append(rowsOf(inputs().given, start, end));
-        expect(cache.length).toBe(end);
-        const out = guarded([1, 4, end - start, 40]);
-        const { lse } = cache.attendWithLseSync(queryRows(inputs(), start, end), { isa, out: out.tensor });
-        out.check();
-        if (start === end) continue;
-        compare(out.tensor, sliced(expected().output, start, end), `output ${start} to ${end}`);
-        compare(lse, sliced(expected().lse, start, end), `lse ${start} to ${end}`);
-      }
-    }
-  });
-
   test('the cache answers as the stateless call does', () => {
     const { q, given, options } = inputs();
     for (const length of [1, 31, 33, 127, 128, 129, 257, 300]) {

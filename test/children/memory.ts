@@ -135,7 +135,7 @@ async function aborted(call: (signal: AbortSignal) => Promise<unknown>): Promise
 
 const layers: Rounds = {
   'layers whose caches are disposed': {
-    count: 500,
+    count: 250,
     round: async () => {
       const layer = lrkvLayer(lrkv);
       using cache = layer.createCache();
@@ -144,7 +144,7 @@ const layers: Rounds = {
     },
   },
   'layers whose calls are aborted, their caches dropped': {
-    count: 500,
+    count: 250,
     round: async () => {
       const layer = lrkvLayer(lrkv);
       const caches = [layer.createCache()];

@@ -4,13 +4,12 @@ import type { DataType, Tensor } from '../lib/tensor';
 import { slice } from './data';
 import { type LrkvFeatures, type LrkvInputs, type LrkvShape, lrkvShape, ropeModes } from './lrkv-run';
 import type { LrkvGiven, LrkvRowsMeaning } from './reference-lrkv';
-import type { Expected } from './tolerance';
 
 export const shape = {
   ...{ heads: 4, kvHeads: 2, queries: 300, keys: 300, headDim: 24, valueDim: 40 },
   ...{ keyRank: [6, 10], valueRank: [9, 0] },
 } satisfies LrkvShape;
-const features: Readonly<Record<string, LrkvFeatures>> = {
+export const features: Readonly<Record<string, LrkvFeatures>> = {
   'no rope, gauges and QK-norm': { keyGauge: 'free', valueGauge: 'free', norm: 'plain' },
   ...Object.fromEntries(ropeModes.map((mode) => [mode, { mode, firstPosition: 3 }])),
   'latent, QK-norm with a gain': { mode: 'latent', norm: 'before-rotation' },
@@ -47,21 +46,3 @@ export function filledCache(
 }
 
 export const queryRows = ({ q }: LrkvInputs, start: number, end: number): Tensor => slice(q, 2, start, end);
-
-/** What is expected of rows [start, end) of all heads. */
-export function sliced({ values, dims, scale, naive, terms }: Expected, start: number, end: number): Expected {
-  const [batch, heads, rows, width = 1] = dims;
-  const cut = (source: ArrayLike<number>) =>
-    Float64Array.from({ length: batch * heads * (end - start) * width }, (_, i) => {
-      const [head, rest] = [Math.floor(i / ((end - start) * width)), i % ((end - start) * width)];
-      return source[(head * rows + start) * width + rest];
-    });
-  const size = dims.length === 4 ? [batch, heads, end - start, width] : [batch, heads, end - start];
-  return {
-    values: cut(values),
-    dims: size,
-    terms,
-    ...(scale && { scale: cut(scale) }),
-    ...(naive && { naive: cut(naive) }),
-  };
-}

@@ -10,7 +10,7 @@ import {
 import type { DataType } from '../lib/tensor';
 import { filled, guarded, normal, slice, swapLayout, types } from './data';
 import { expectSameBits } from './full-run';
-import { emptyCache, filledCache, queryRows, rowsOf, settings, shape } from './lrkv-caches';
+import { emptyCache, features, filledCache, queryRows, rowsOf, settings, shape } from './lrkv-caches';
 import { type LrkvFeatures, type LrkvShape, lrkvInputs, lrkvRows, lrkvShape } from './lrkv-run';
 import { expectLrkv } from './reference-lrkv';
 import { once } from './rows';

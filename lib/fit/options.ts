@@ -32,7 +32,8 @@ export interface FitOptions extends Pick<CallOptions, 'threads' | 'signal' | 'de
   /**
    * Memory of the caches of all layers: a share of what KvCaches of the same type take, in (0, 1], or bytes a token. Counted
    * as `LrkvCache` stores it: ranks padded to multiples of 8, bases, scales; with `ropeMode` `'exact'` it stores keys
-   * whole, so that all of a budget's savings come from the values. What is allocated is at or below the budget.
+   * whole, so that all of a budget's savings come from the values. What is allocated is at or below the budget, and what
+   * is left of the energies no more than at uniform ranks; without a base every head keeps `rankStep` at least.
    */
   readonly budget?: number | { readonly bytesPerToken: number; readonly type?: DataType };
   /**

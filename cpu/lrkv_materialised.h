@@ -26,6 +26,9 @@ LA_INLINE void latentsToRows(const float* latents, Index width, Index count, Ind
 // Heads that one unit materialises: they share what a page costs for all of them.
 constexpr Index kMaterialisedGroup = 4;
 
+// Positions ahead whose queries are asked for, one head after another.
+constexpr Index kQueriesAhead = 2;
+
 class Materialiser {
  public:
   LA_METHOD Materialiser(const LrkvProblem& problem, Index sequence, Index firstHead, Index heads,
@@ -68,9 +71,15 @@ class Materialiser {
     for (Index i = 0; i < heads_; ++i) {
       for (Index g = 0; g < group; ++g) {
         const Index head = (first_ + i) * group + g;
-        const Index at = head * sequence_.query.headStride + query * sequence_.query.rowStride;
-        prepareQuery(model, problem_.full.queryType, elementAt(sequence_.query.data, problem_.full.queryType, at),
-                     scratch);
+        const DataType type = problem_.full.queryType;
+        const auto rowOf = [&](Index position) {
+          const Index at = head * sequence_.query.headStride + position * sequence_.query.rowStride;
+          return elementAt(static_cast<const void*>(sequence_.query.data), type, at);
+        };
+        if (query + kQueriesAhead < sequence_.queries) {
+          prefetch<3>(rowOf(query + kQueriesAhead), problem_.full.headDim * elementBytes(type));
+        }
+        prepareQuery(model, type, rowOf(query), scratch);
         float* out = space_.query + ((i * group + g) * sequence_.queries + query) * dim;
         if (mergesKeys(model)) {
           __builtin_memcpy(out, scratch.rotated, static_cast<std::size_t>(dim) * sizeof(float));

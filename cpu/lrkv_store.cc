@@ -87,10 +87,21 @@ struct StoreBlock {
   }
 };
 
+// Rows ahead that are asked for: of some heads' columns, rows lie too far apart for the processor's own prefetcher.
+constexpr Index kRowsAhead = 8;
+
+// Asks for columns [first, first + count) of a row that is read some rows later, if there is one.
+LA_INLINE void askForRow(const StoreBlock& block, const void* matrix, Index columns, Index r, Index first,
+                         Index count) {
+  if (r + kRowsAhead >= block.count) return;
+  prefetch<3>(block.source(matrix, columns, r + kRowsAhead, first), count * elementBytes(block.problem.rows.type));
+}
+
 // rows[r][c] = columns [first, first + count) of a matrix of the problem, as float32.
 LA_INLINE void loadBlock(const StoreBlock& block, const void* matrix, Index columns, Index first, Index count,
                          float* rows, Index stride) {
   for (Index r = 0; r < block.count; ++r) {
+    askForRow(block, matrix, columns, r, first, count);
     convertRow(block.problem.rows.type, block.source(matrix, columns, r, first), DataType::kFloat32, rows + r * stride,
                count);
   }
@@ -233,6 +244,7 @@ LA_INLINE void storeValues(const StoreBlock& block, Index firstHead, Index endHe
     const Index place = block.place + r;
     convertRow(rows.type, block.source(rows.valueBase, baseDim, r, 0), layout.type,
                block.target(layout.valueBase() + place * baseDim), baseDim);
+    askForRow(block, rows.valueLatent, all, r, before, ranksBefore(model.value, endHead) - before);
     Index first = before;
     for (Index head = firstHead; head < endHead; first += model.value.ranks[head++]) {
       const Index rank = model.value.ranks[head];

@@ -7,7 +7,7 @@ import {
   KvCache,
   lrkvAttentionSync,
 } from '../lib';
-import type { DataType } from '../lib/tensor';
+import type { DataType, Tensor } from '../lib/tensor';
 import { filled, guarded, normal, slice, swapLayout, types } from './data';
 import { expectSameBits } from './full-run';
 import { emptyCache, features, filledCache, queryRows, rowsOf, settings, shape } from './lrkv-caches';

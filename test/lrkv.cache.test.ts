@@ -11,8 +11,8 @@ import type { DataType, Tensor } from '../lib/tensor';
 import { filled, guarded, normal, slice, swapLayout, types } from './data';
 import { expectSameBits } from './full-run';
 import { emptyCache, features, filledCache, queryRows, rowsOf, settings, shape } from './lrkv-caches';
-import { type LrkvFeatures, type LrkvShape, lrkvInputs, lrkvRows, lrkvShape } from './lrkv-run';
-import { expectLrkv } from './reference-lrkv';
+import { type LrkvFeatures, type LrkvInputs, type LrkvShape, lrkvInputs, lrkvRows, lrkvShape } from './lrkv-run';
+import { expectLrkv, type LrkvRowsMeaning } from './reference-lrkv';
 import { once } from './rows';
 import { compare } from './tolerance';
 

@@ -17,6 +17,10 @@ struct HeadRows {
   Index rowStride = 0;
 };
 
+LA_INLINE void* rowOf(const HeadRows& rows, DataType type, Index head, Index row) {
+  return elementAt(rows.data, type, head * rows.headStride + row * rows.rowStride);
+}
+
 // The same for rows that are only read and may be spread over pages: row r lies on page r / pageRows, at row
 // r % pageRows of it. A plain tensor is one page. pageRows is a multiple of kKeyTile unless there is one page only.
 struct PagedRows {

@@ -137,8 +137,7 @@ static void attendFewKeys(const FullProblem& problem, const FullSequence& sequen
   const float* queries = scratch.queries;
   for (Index r = 0; r < rows.rows; ++r) {
     const auto [query, head] = places.next();
-    const void* source = elementAt(sequence.query.data, problem.queryType,
-                                   head * sequence.query.headStride + query * sequence.query.rowStride);
+    const void* source = rowOf(sequence.query, problem.queryType, head, query);
     // The rows of the next tile, where there is one, so that they are in L1 when their turn comes.
     prefetch<3>(elementAt(source, problem.queryType, kFewRows * sequence.query.rowStride),
                 problem.headDim * elementBytes(problem.queryType));
@@ -147,8 +146,7 @@ static void attendFewKeys(const FullProblem& problem, const FullSequence& sequen
     } else if (r == 0) {
       queries = static_cast<const float*>(source);
     }
-    target[r] = elementAt(sequence.output.data, problem.outputType,
-                          head * sequence.output.headStride + query * sequence.output.rowStride);
+    target[r] = rowOf(sequence.output, problem.outputType, head, query);
     lse[r] = sequence.lse == nullptr ? nullptr : sequence.lse + head * sequence.queryRows + query;
   }
   const Index queryStride = inPlace ? sequence.query.rowStride : problem.headDim;

@@ -41,12 +41,6 @@ LA_INLINE void storeRows(const Call& call) {
   });
 }
 
-LA_INLINE const void* queryAt(const Call& call, const Position& position, Index head) {
-  const HeadRows& query = call.sequence(position.sequence).query;
-  return elementAt(static_cast<const void*>(query.data), call.problem.full.queryType,
-                   head * query.headStride + position.query * query.rowStride);
-}
-
 // The query of one head: what meets the base, and what meets the latents. `before` are the key ranks of the heads
 // before.
 LA_INLINE void splitQuery(const Call& call, const Position& position, Index kvHead, Index head, Index before,
@@ -54,11 +48,12 @@ LA_INLINE void splitQuery(const Call& call, const Position& position, Index kvHe
   const LrkvModel& model = call.problem.model;
   const LrkvLayout& layout = call.problem.layout;
   const FullProblem& full = call.problem.full;
+  const HeadRows& query = call.sequence(position.sequence).query;
   const Index next = head + full.heads / layout.kvHeads;
   if (next < full.heads) {
-    prefetch<3>(queryAt(call, position, next), full.headDim * elementBytes(full.queryType));
+    prefetch<3>(rowOf(query, full.queryType, next, position.query), full.headDim * elementBytes(full.queryType));
   }
-  prepareQuery(model, full.queryType, queryAt(call, position, head), scratch);
+  prepareQuery(model, full.queryType, rowOf(query, full.queryType, head, position.query), scratch);
   const Index row = call.space.plans[position.sequence].firstRow + position.query * full.heads + head;
   if (!meetsBasePlain(model)) baseQuery(model, kvHead, scratch, call.space.baseQueries + row * layout.keyBaseDim);
   latentQuery(model, kvHead, before, scratch, scaleOfQuery(full),

@@ -72,14 +72,11 @@ class Materialiser {
       for (Index g = 0; g < group; ++g) {
         const Index head = (first_ + i) * group + g;
         const DataType type = problem_.full.queryType;
-        const auto rowOf = [&](Index position) {
-          const Index at = head * sequence_.query.headStride + position * sequence_.query.rowStride;
-          return elementAt(static_cast<const void*>(sequence_.query.data), type, at);
-        };
         if (query + kQueriesAhead < sequence_.queries) {
-          prefetch<3>(rowOf(query + kQueriesAhead), problem_.full.headDim * elementBytes(type));
+          prefetch<3>(rowOf(sequence_.query, type, head, query + kQueriesAhead),
+                      problem_.full.headDim * elementBytes(type));
         }
-        prepareQuery(model, type, rowOf(query), scratch);
+        prepareQuery(model, type, rowOf(sequence_.query, type, head, query), scratch);
         float* out = space_.query + ((i * group + g) * sequence_.queries + query) * dim;
         if (mergesKeys(model)) {
           __builtin_memcpy(out, scratch.rotated, static_cast<std::size_t>(dim) * sizeof(float));

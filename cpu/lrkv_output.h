@@ -96,10 +96,8 @@ LA_INLINE void finishHead(const Call& call, const PositionUnit& unit, Index kvHe
   for (Index row = 0; row < rows; ++row) {
     const Position& position = unit.positions[row / group];
     const FullSequence& sequence = call.sequence(position.sequence);
-    const Index at =
-        (kvHead * group + row % group) * sequence.output.headStride + position.query * sequence.output.rowStride;
     convertRow(DataType::kFloat32, scratch.whole + row * wholeStride(value.dim), full.outputType,
-               elementAt(sequence.output.data, full.outputType, at), value.dim);
+               rowOf(sequence.output, full.outputType, kvHead * group + row % group, position.query), value.dim);
   }
 }
 

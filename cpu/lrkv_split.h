@@ -73,8 +73,8 @@ struct UpcomingUnit {
     const HeadRows query = baseSequenceOf(call, taken.sequence).query;
     const Index first = taken.block * plan.blockRows;
     for (Index row = first; row < minimum(first + plan.blockRows, plan.rows); ++row) {
-      const Index at = row % base.heads * query.headStride + row / base.heads * query.rowStride;
-      prefetch<2>(elementAt(query.data, base.queryType, at), base.headDim * elementBytes(base.queryType));
+      prefetch<2>(rowOf(query, base.queryType, row % base.heads, row / base.heads),
+                  base.headDim * elementBytes(base.queryType));
     }
   }
 };

@@ -103,8 +103,7 @@ LA_INLINE void loadQueries(const FullProblem& problem, const FullSequence& seque
       const KeyRange seen = visibleKeys(problem, sequence, query);
       panel.seen = {minimum(panel.seen.begin, seen.begin), maximum(panel.seen.end, seen.end)};
       panel.common = {maximum(panel.common.begin, seen.begin), minimum(panel.common.end, seen.end)};
-      const Index first = head * sequence.query.headStride + query * sequence.query.rowStride;
-      source[r] = elementAt(sequence.query.data, problem.queryType, first);
+      source[r] = rowOf(sequence.query, problem.queryType, head, query);
     }
     float chunk[kRows][kRowChunk];
     for (Index r = rows; r < kRows; ++r) __builtin_memset(chunk[r], 0, sizeof chunk[r]);  // missing rows
@@ -180,8 +179,7 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
       inverse[r] = sum == 0 ? 0.0f : 1.0f / sum;
       if (r >= rows) continue;
       const auto [query, head] = places.next();
-      const Index first = head * sequence.output.headStride + query * sequence.output.rowStride;
-      target[r] = elementAt(sequence.output.data, problem.outputType, first);
+      target[r] = rowOf(sequence.output, problem.outputType, head, query);
       if (sequence.lse != nullptr) {
         sequence.lse[head * sequence.queryRows + query] = lseOf(problem, panel.rowMax[lane + r], sum);
       }
@@ -208,8 +206,7 @@ LA_INLINE void storeRows(const FullProblem& problem, const FullSequence& sequenc
 LA_INLINE void clearPadding(const FullProblem& problem, const FullSequence& sequence) {
   for (Index head = 0; head < problem.heads; ++head) {
     for (Index row = sequence.queries; row < sequence.queryRows; ++row) {
-      const Index first = head * sequence.output.headStride + row * sequence.output.rowStride;
-      __builtin_memset(elementAt(sequence.output.data, problem.outputType, first), 0,
+      __builtin_memset(rowOf(sequence.output, problem.outputType, head, row), 0,
                        static_cast<std::size_t>(problem.valueDim * elementBytes(problem.outputType)));
       if (sequence.lse != nullptr) sequence.lse[head * sequence.queryRows + row] = -kInfinity;
     }
